@@ -1,0 +1,25 @@
+"""``python -m kp_training COMMAND …``, the same as ``ros2 run kp_training COMMAND …``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from kp_frontend import command_line
+
+COMMANDS = {
+    "train": ("kp_training.cli.train", "train a method on photographs"),
+    "export": ("kp_training.cli.export", "write a trained run as ONNX with metadata"),
+    "evaluate": ("kp_training.cli.evaluate", "score extractors by the papers' protocols"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; see ``--help``."""
+    return command_line.run(
+        "kp_training", "Train, evaluate and export learned keypoints.", COMMANDS, sys.argv[1:] if argv is None else argv
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
