@@ -119,12 +119,8 @@ class Frontend:
         watch.timings.update(tracked.timings)
         state = None
         if self.odometry is not None:
-            depths = None
             with watch.stage("depth"):
-                if frame.depth is not None:
-                    depths = depth_at(frame.depth, tracked.features.keypoints)
-                elif frame.right is not None:
-                    depths = self._stereo_depths(frame, tracked.features)
+                depths = self._depths(frame, tracked.features)
             with watch.stage("odometry"):
                 state = self.odometry.process(frame.stamp, tracked.features, tracked.tracks, depths)
         output = FrontendOutput(
@@ -134,9 +130,12 @@ class Frontend:
         self._previous, self._previous_stamp = tracked.features, frame.stamp
         return output
 
-    def _stereo_depths(self, frame: Frame, features: Features) -> np.ndarray:
-        if self.baseline is None or self.camera is None:
-            raise InputError("a second image without a baseline: the right camera_info must have P[0,3] = -fx·baseline")
+    def _depths(self, frame: Frame, features: Features) -> np.ndarray | None:
+        """N float32 metres of the keypoints, nan = unknown; None where the frame has neither depth nor second image."""
+        if frame.depth is not None:
+            return depth_at(frame.depth, features.keypoints)
+        if frame.right is None or self.camera is None or self.baseline is None:
+            return None
         disparity = self.tracker.match_stereo(features, frame.image, frame.right)
         return disparity_to_depth(disparity, self.camera.matrix[0, 0], self.baseline)
 
@@ -151,6 +150,8 @@ class Frontend:
                 f"image is {size[1]}×{size[0]} but camera_info says {self.camera.width}×{self.camera.height}; "
                 "publish the calibration of this resolution"
             )
+        if frame.right is not None and self.odometry is not None and self.baseline is None:
+            raise InputError("a second image without a baseline: the right camera_info must have P[0,3] = -fx·baseline")
         for name, other in (("depth", frame.depth), ("second image", frame.right), ("mask", frame.mask)):
             if other is not None and other.shape[:2] != size:
                 seen = f"{other.shape[1]}×{other.shape[0]}"

@@ -46,7 +46,7 @@ class Surface:
             texture = np.tile(mirrored, counts)[:height, :width]
         else:
             texture = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
-        levels = [texture.astype(np.float32)]
+        levels: list[np.ndarray] = [texture.astype(np.float32)]
         while min(levels[-1].shape[:2]) > 8 and len(levels) < 6:
             levels.append(cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
         return cls(corner, right, down, tuple(levels))
@@ -167,7 +167,8 @@ def _shade(light: Light, normal: np.ndarray, point: list[np.ndarray]) -> np.ndar
 def photographs() -> dict[str, np.ndarray]:
     """The openly licensed photographs in scikit-image's wheel, by name, H×W×3 uint8 BGR."""
     try:
-        from skimage import data_dir, io
+        from skimage import io
+        from skimage.data import data_dir
     except ModuleNotFoundError as error:
         raise InputError("the demo's room needs photographs: pip install scikit-image (or run `make setup`)") from error
     names = {
@@ -224,14 +225,14 @@ def room() -> list[Surface]:
         ((5.0, 1.2, 0.0), (0.6, 0.9, 0.7), "motorcycle"), ((0.4, 0.5, 0.0), (0.8, 0.6, 0.9), "ihc"),
         ((2.8, 4.2, 0.0), (0.5, 0.4, 0.6), "camera"),
     ]
-    for low, size, name in crates:
-        surfaces += _crate(np.array(low), np.array(size), photos[name])
+    for low, extent, name in crates:
+        surfaces += _crate(np.array(low), np.array(extent), photos[name])
     return surfaces
 
 
 def _crate(low: np.ndarray, size: np.ndarray, photo: np.ndarray) -> list[Surface]:
     """Five sides of a box that stands on the floor, seen from outside."""
-    (x, y, _), (w, d, h) = low, size
+    (x, y, _), (w, d, h) = low.tolist(), size.tolist()
     sides = [
         ((x, y, h), (w, 0, 0)), ((x + w, y, h), (0, d, 0)),
         ((x + w, y + d, h), (-w, 0, 0)), ((x, y + d, h), (0, -d, 0)),

@@ -1,0 +1,55 @@
+"""Engines: what runs a model file. One table by backend name; ``auto`` takes the fastest that works here."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+
+from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.model_file import ModelMetadata
+
+Backend = Literal["auto", "tensorrt", "cuda", "openvino", "onnxruntime", "pytorch"]
+_LOG = logging.getLogger(__name__)
+# Backend → module with `load(path, threads) -> Engine`, the fastest first; imported when it is asked for.
+BACKENDS = {"onnxruntime": "kp_frontend.engines.onnxruntime"}
+
+
+class Engine(Protocol):
+    """One loaded network.
+
+    backend: what runs it.  metadata: what the model file says of itself.  outputs: names of the maps it gives.
+    """
+
+    backend: str
+    metadata: ModelMetadata
+    outputs: tuple[str, ...]
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Maps by name for a 1×C×H×W float32 image in [0, 1], H and W multiples of ``metadata.size_multiple``."""
+        ...
+
+
+def open_engine(path: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
+    """Load the model file `path`.
+
+    threads: of a CPU backend; 0 = one a core.
+    Raises InputError for a missing, damaged or foreign file, and for a backend that is not here.
+    """
+    names = get_args(Backend)
+    if backend not in names:
+        raise unknown_name("backend", backend, names)
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"model {path} does not exist")
+    if path.suffix != ".onnx":
+        raise InputError(f"model {path.name} is not an .onnx file; give the .onnx that it was built from")
+    chosen = next(iter(BACKENDS)) if backend == "auto" else backend
+    if chosen not in BACKENDS:
+        raise InputError(f"backend {backend!r} is not in this version; choose one of: auto, {', '.join(BACKENDS)}")
+    engine = importlib.import_module(BACKENDS[chosen]).load(path, threads)
+    _LOG.info("%s: %s runs it (asked for: %s)", path.name, engine.backend, backend)
+    return engine

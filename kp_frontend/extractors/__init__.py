@@ -1,0 +1,54 @@
+"""Extractors by name: classical ones from the table, learned ones by model name or path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.extractors import classical, learned
+from kp_frontend.extractors.base import Extractor
+from kp_frontend.extractors.options import Options, parse_spec, read_options
+from kp_frontend.resources import find_resource, model_names
+
+__all__ = ["EXTRACTORS", "TRACKERS", "Extractor", "load_extractor", "parse_spec", "read_options"]
+
+EXTRACTORS: dict[str, tuple[type[Options], Callable[..., Extractor]]] = {
+    "orb": (classical.OrbOptions, classical.orb),
+    "sift": (classical.SiftOptions, classical.sift),
+    "rootsift": (classical.SiftOptions, classical.rootsift),
+}
+TRACKERS = ("gftt_lk",)  # valid --features that find points by following them, not by describing them
+_MODEL_SUFFIXES = (".onnx", ".engine")
+
+
+def load_extractor(spec: str, top_k: int = 1000, backend: str = "auto", **options: Any) -> Extractor:
+    """The extractor that `spec` names: ``orb``, ``sift``, ``rootsift``, a model's name, or a path to an .onnx file.
+
+    Options may follow the name (``kp2d_compact:detector=gftt,top_k=500``) and win over the arguments.
+    top_k: at most so many features an image.  backend: ``auto``, or what shall run the network.
+    Raises InputError for an unknown name, option or value, and for a model that cannot be used.
+    """
+    name, given = parse_spec(spec)
+    if name in TRACKERS:
+        raise InputError(
+            f"{name!r} is a tracker (optical flow): it has no descriptors and needs a sequence; "
+            f"use it through Frontend({name!r}), a node or `replay`, not as an extractor"
+        )
+    values = {"top_k": top_k, "backend": backend, **options, **given}
+    if name in EXTRACTORS:
+        kind, build = EXTRACTORS[name]
+        return build(spec, read_options(name, kind, values))
+    return learned.load(spec, _model_path(name), read_options(name, learned.LearnedOptions, values))
+
+
+def _model_path(name: str) -> Path:
+    """The file of a model given by path or by bare name."""
+    if Path(name).suffix in _MODEL_SUFFIXES or Path(name).name != name:
+        return Path(name).expanduser()
+    try:
+        return find_resource("models", f"{name}.onnx")
+    except InputError:
+        valid = [*EXTRACTORS, *TRACKERS, *model_names(), "a path to an .onnx file"]
+        raise unknown_name("features", name, valid) from None

@@ -1,0 +1,120 @@
+"""ORB, SIFT and RootSIFT through OpenCV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from kp_frontend.errors import InputError
+from kp_frontend.extractors.base import check_image
+from kp_frontend.extractors.options import Options
+from kp_frontend.features import Features
+from kp_frontend.images import to_gray
+
+_SMALLEST = 8  # pixels a side: below, OpenCV's pyramids raise or find nothing
+
+
+@dataclass(frozen=True)
+class OrbOptions(Options):
+    """levels: of the pyramid.  scale: between two levels.  fast_threshold: grey levels between corner and circle."""
+
+    levels: int = 8
+    scale: float = 1.2
+    fast_threshold: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.levels < 1 or self.scale <= 1 or not 1 <= self.fast_threshold <= 254:
+            raise InputError(f"orb: expected levels ≥ 1, scale > 1 and fast_threshold in 1 … 254, got {self}")
+
+
+@dataclass(frozen=True)
+class SiftOptions(Options):
+    """contrast, edge: OpenCV's thresholds.
+
+    dedupe: one feature a location; SIFT otherwise gives one for each dominant orientation, which fills top_k
+    with repeated points and flatters repeatability.
+    """
+
+    contrast: float = 0.04
+    edge: float = 10.0
+    dedupe: bool = False
+
+
+class ClassicalExtractor:
+    """A cv2.Feature2D as an Extractor; not to be shared between threads."""
+
+    def __init__(
+        self, name: str, detector: cv2.Feature2D, options: Options, *, metric: str,
+        finish: Callable[[np.ndarray], np.ndarray], dedupe: bool = False,
+    ) -> None:
+        self.name = name
+        self.metric = metric
+        self.descriptor_size = int(detector.descriptorSize())
+        self._detector, self._top_k, self._finish, self._dedupe = detector, options.top_k, finish, dedupe
+
+    def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
+        """See `Extractor.extract`."""
+        check_image(image, mask)
+        if min(image.shape[:2]) < _SMALLEST:
+            return Features.empty(self.descriptor_size, self.metric)
+        gray = to_gray(image)
+        if self._dedupe:
+            kept = _one_per_location(self._detector.detect(gray, mask))[: self._top_k]
+            found, descriptors = self._detector.compute(gray, kept)
+        else:
+            found, descriptors = self._detector.detectAndCompute(gray, mask)
+        if not found:
+            return Features.empty(self.descriptor_size, self.metric)
+        count = len(found)
+        return Features(
+            cv2.KeyPoint_convert(found).astype(np.float32, copy=False),
+            np.fromiter((point.response for point in found), np.float32, count),
+            self._finish(descriptors),
+            self.metric,
+            np.fromiter((point.size for point in found), np.float32, count),
+            np.fromiter((point.angle for point in found), np.float32, count) % np.float32(360),
+        ).top_k(self._top_k)
+
+
+def _one_per_location(found) -> list:
+    """The strongest point of each location, strongest first."""
+    ordered = sorted(found, key=lambda point: -point.response)
+    return list({(point.pt, point.size): point for point in reversed(ordered)}.values())[::-1]
+
+
+def _unit(descriptors: np.ndarray) -> np.ndarray:
+    return descriptors / np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), np.float32(1e-12))
+
+
+def _root(descriptors: np.ndarray) -> np.ndarray:
+    """Hellinger kernel: L1 norm, then square root (Arandjelović and Zisserman, CVPR 2012)."""
+    return np.sqrt(descriptors / np.maximum(descriptors.sum(axis=1, keepdims=True), np.float32(1e-12)))
+
+
+def orb(name: str, options: OrbOptions) -> ClassicalExtractor:
+    """ORB (Rublee et al., ICCV 2011): FAST corners by Harris response, 256 rotated binary tests."""
+    detector = cv2.ORB_create(
+        nfeatures=options.top_k, nlevels=options.levels, scaleFactor=options.scale, fastThreshold=options.fast_threshold
+    )
+    return ClassicalExtractor(name, detector, options, metric="hamming", finish=lambda descriptors: descriptors)
+
+
+def sift(name: str, options: SiftOptions) -> ClassicalExtractor:
+    """SIFT (Lowe, IJCV 2004), descriptors of unit L2 length."""
+    return _sift(name, options, _unit)
+
+
+def rootsift(name: str, options: SiftOptions) -> ClassicalExtractor:
+    """SIFT's points with RootSIFT descriptors."""
+    return _sift(name, options, _root)
+
+
+def _sift(name: str, options: SiftOptions, finish: Callable[[np.ndarray], np.ndarray]) -> ClassicalExtractor:
+    detector = cv2.SIFT_create(
+        nfeatures=0 if options.dedupe else options.top_k, contrastThreshold=options.contrast, edgeThreshold=options.edge
+    )
+    return ClassicalExtractor(name, detector, options, metric="l2", finish=finish, dedupe=options.dedupe)
