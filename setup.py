@@ -20,7 +20,7 @@ setup(
     version=ElementTree.parse("package.xml").getroot().findtext("version"),
     license="Apache-2.0",
     packages=find_packages(include=["kp_frontend", "kp_frontend.*", "kp_training", "kp_training.*"]),
-    package_data={package: ["py.typed"] for package in PACKAGES},
+    package_data={package: ["py.typed", "replay/*.html"] for package in PACKAGES},
     zip_safe=False,
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{package}" for package in PACKAGES]),

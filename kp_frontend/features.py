@@ -61,6 +61,12 @@ class Features:
             self.metric, self.sizes[which], self.angles[which],
         )
 
+    def append(self, other: Features) -> Features:
+        """These features, then those of `other`, which have the same kind of descriptor."""
+        names = ("keypoints", "scores", "descriptors", "sizes", "angles")
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names}
+        return Features(metric=self.metric, **joined)
+
     def top_k(self, count: int) -> Features:
         """The `count` features of the highest score, best first; ties keep their order."""
         return self.select(np.argsort(-self.scores, kind="stable")[:count])
