@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from kp_frontend.pipeline import FrontendOutput
 from kp_frontend.replay.bag import BagSequence
 from kp_frontend.replay.collector import Collector, Received
 from kp_frontend.replay.feature_archive import FeatureArchive
-from kp_frontend.replay.node_process import NodeProcess, private_domain
+from kp_frontend.replay.node_process import NodeProcess, private_domain, shared_memory_shortage
 from kp_frontend.replay.offline import Progress, RunOptions
 from kp_frontend.replay.result import Recorder, RunResult
 
@@ -56,6 +56,9 @@ def run_live(
     """
     options = options or RunOptions()
     command, parameters, remappings = _node_arguments(sequence, features, options)
+    shortage = shared_memory_shortage()
+    if shortage:
+        parameters |= _reliable(sequence)
     total = min(len(sequence), options.max_frames or len(sequence))
     topics = ["features", "matches", *(["odometry"] if command == "odometry" else [])]
     with (
@@ -74,7 +77,9 @@ def run_live(
         watch()
         usage, log = node.usage(), {entry["stamp"]: entry for entry in node.frames()}
     received = {stamp: found for stamp, found in sorted(collector.features.items()) if stamp in sent}
-    run = _result(sequence, features, sent, log, collector, usage, _overlays(sequence, collector, options.overlays))
+    run = make_result(sequence, features, sent, log, collector, usage, _overlays(sequence, collector, options.overlays))
+    if shortage:
+        run = replace(run, notes=(*run.notes, f"{shortage}: images went over UDP, reliably, which is slower"))
     if options.save_features is not None:
         with FeatureArchive(options.save_features) as archive:
             for stamp, found in received.items():
@@ -102,6 +107,12 @@ def _node_arguments(
         names |= {"depth": _base(sequence, "depth"), "right/image": _base(sequence, "right"),
                   "right/camera_info": sequence.topics.right_info}
     return command, values, {name: topic for name, topic in names.items() if topic}
+
+
+def _reliable(sequence: BagSequence) -> dict[str, str]:
+    """Parameters with which the node asks for every image, and not only for those that come through."""
+    topics = [topic for role in ("image", "depth", "right") if (topic := getattr(sequence.topics, role)) is not None]
+    return {f"qos_overrides.{topic}.subscription.reliability": "reliable" for topic in topics}
 
 
 def _transport(sequence: BagSequence, role: str) -> str:
@@ -142,10 +153,14 @@ def _play(sequence: BagSequence, rate: float, images: int | None, watch: Callabl
     return {int(stamp): wall for stamp, wall in sent.items()}
 
 
-def _result(
+def make_result(
     sequence: BagSequence, features: str, sent: Mapping[int, int], log: Mapping[int, dict[str, Any]],
     collector: Collector, usage: tuple[float, float, float], overlays: dict[int, np.ndarray],
 ) -> RunResult:
+    """A live run's figures.
+
+    sent: stamp → wall time, ns.  log: the node's frame log by stamp.  usage: CPU and wall seconds, and MiB.
+    """
     recorder = Recorder(features, sequence.mode)
     latency, dropped = [], []
     for stamp in sorted(sent):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ import yaml
 
 from kp_frontend.errors import InputError
 
+_SHARED_MEMORY = Path("/dev/shm")
+_NEEDED = 3 * 40 << 20  # the profile's segments of node, player and collector
 _STOP_TIMEOUT = 10.0
 # Domain ids above are beyond the ports that Linux leaves to servers.
 _DOMAINS = range(1, 102)
@@ -48,6 +51,19 @@ def private_domain() -> Iterator[int]:
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
+
+
+def shared_memory_shortage() -> str:
+    """Why images cannot go through shared memory here, "" where they can.
+
+    Fast DDS then takes UDP, which loses large messages unless they are sent reliably.
+    """
+    if not _SHARED_MEMORY.is_dir():
+        return ""
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if free >= _NEEDED:
+        return ""
+    return f"{_SHARED_MEMORY} has {free >> 20} MB free, {_NEEDED >> 20} are needed (docker run --shm-size=256m)"
 
 
 class NodeProcess:

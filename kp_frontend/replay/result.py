@@ -12,7 +12,7 @@ from kp_frontend.replay.trajectory import Trajectory
 
 COUNTS = ("keypoints", "matches", "tracked", "inliers")
 STAGES = ("decode", "extract", "match", "flow", "detect", "depth", "odometry", "publish")  # in the order of work
-SUMS = ("besides_extract", "total")  # timings that span several stages
+SUMS = ("total",)  # timings that span several stages
 STATUSES = ("tracking", "initialising", "lost", "error", "dropped", "none")
 
 

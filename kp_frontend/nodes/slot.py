@@ -1,0 +1,50 @@
+"""The newest frame wins: one pending item and one thread that works on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class NewestSlot(Generic[Item]):
+    """Hands items to `work` in a thread of its own, one at a time.
+
+    While `work` is busy one item waits; a newer one takes its place, and the older goes to `dropped`.
+    Both are called without a lock held; `dropped` runs in the thread that puts.
+    """
+
+    def __init__(self, work: Callable[[Item], None], dropped: Callable[[Item], None]) -> None:
+        self._work = work
+        self._dropped = dropped
+        self._pending: list[Item] = []
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="newest_slot", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Make `item` the pending one."""
+        with self._changed:
+            replaced, self._pending = self._pending, [item]
+            self._changed.notify()
+        for old in replaced:
+            self._dropped(old)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop after the item in work; the pending one is left. Waits up to `timeout` seconds."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._pending)
+                if self._closed:
+                    return
+                item = self._pending.pop()
+            self._work(item)
