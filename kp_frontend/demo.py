@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kp_frontend.replay.flight import Flight
 
 FEATURES = ("orb", "gftt_lk", "kp2d_compact")
 
 
-def render_flight(path: Path) -> Path:
-    """The rendered flight as a bag at `path`; written once, an existing one is used again."""
+def render_flight(path: Path, flight: Flight | None = None) -> Path:
+    """`flight` (by default the whole one) as a bag at `path`; written once, an existing one is used again."""
     from rich.progress import track
 
     from kp_frontend.replay.bag_writer import BagWriter
     from kp_frontend.replay.flight import Flight, camera
 
     if not path.exists():
-        flight = Flight()
+        flight = flight or Flight()
         with BagWriter(path, camera(), flight.baseline) as bag:
             for view in track(flight.views(), "rendering the flight", total=flight.frames):
                 bag.write(view.stamp, view.image, view.depth, view.right, view.world_from_camera)
