@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,8 +33,8 @@ class Features:
     scores: np.ndarray
     descriptors: np.ndarray
     metric: str = "l2"
-    sizes: np.ndarray = field(default=None)  # type: ignore[assignment]
-    angles: np.ndarray = field(default=None)  # type: ignore[assignment]
+    sizes: np.ndarray = None  # type: ignore[assignment]
+    angles: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         count = len(self.keypoints)

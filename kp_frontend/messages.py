@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.features import Features, Matches, Tracks
+from kp_frontend.quaternions import poses_from_quaternions, quaternions_from_poses
 
 DESCRIPTOR_FORMATS = ("float32", "uint8")
 VINS_PROFILES = ("mono", "fusion")
@@ -257,42 +258,15 @@ def tracks_to_vins_message(
 def pose_to_message(target_from_source: np.ndarray) -> Pose:
     """4×4 transform → ``geometry_msgs/Pose``."""
     x, y, z = map(float, target_from_source[:3, 3])
-    qx, qy, qz, qw = quaternion_from_rotation(target_from_source[:3, :3])
+    qx, qy, qz, qw = map(float, quaternions_from_poses(target_from_source[None])[0])
     return Pose(position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))
-
-
-def quaternion_from_rotation(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """Unit quaternion (x, y, z, w), w ≥ 0, of a 3×3 rotation.
-
-    The largest eigenvector of Bar-Itzhack's symmetric 4×4 matrix (2000): exact, and nearest where it is no rotation.
-    """
-    m = np.asarray(rotation, float)
-    k = np.array([
-        [m[0, 0] - m[1, 1] - m[2, 2], m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[2, 1] - m[1, 2]],
-        [m[0, 1] + m[1, 0], m[1, 1] - m[0, 0] - m[2, 2], m[1, 2] + m[2, 1], m[0, 2] - m[2, 0]],
-        [m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], m[2, 2] - m[0, 0] - m[1, 1], m[1, 0] - m[0, 1]],
-        [m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], m[0, 0] + m[1, 1] + m[2, 2]],
-    ])
-    quaternion = np.linalg.eigh(k)[1][:, -1]
-    x, y, z, w = map(float, quaternion if quaternion[3] >= 0 else -quaternion)
-    return x, y, z, w
 
 
 def pose_from_message(pose: Pose) -> np.ndarray:
     """``geometry_msgs/Pose`` → 4×4 float64 transform; InputError where the quaternion is zero."""
-    q = np.array([pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w])
-    norm = np.linalg.norm(q)
-    if not norm > 0:
-        raise InputError("pose with a zero quaternion, expected one of unit length")
-    x, y, z, w = q / norm
-    transform = np.eye(4)
-    transform[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
-    transform[:3, 3] = pose.position.x, pose.position.y, pose.position.z
-    return transform
+    position, q = pose.position, pose.orientation
+    place, turn = np.array([[position.x, position.y, position.z]]), np.array([[q.x, q.y, q.z, q.w]])
+    return poses_from_quaternions(place, turn)[0]
 
 
 def odometry_to_message(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -90,6 +90,7 @@ class OdometryState:
     covariance: 6×6 of x y z (metres) and rotation (radians), world axes, None without a pose.
     inliers, tracked: points that agree with the pose, of those seen again.  keyframe: whether the frame became one.
     message: empty, or what the user should know.
+    recovered: stamp and world_from_camera of earlier frames, which had to wait for a monocular map to start.
     """
 
     stamp: int
@@ -101,6 +102,7 @@ class OdometryState:
     keyframe: bool = False
     metric: bool = False
     message: str = ""
+    recovered: tuple[tuple[int, np.ndarray], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,11 @@ class _View:
     tracks: np.ndarray
     ages: np.ndarray
     seen: Observations
+
+    def select(self, which: np.ndarray) -> _View:
+        return _View(
+            self.stamp, self.features.select(which), self.tracks[which], self.ages[which], self.seen.select(which)
+        )
 
 
 class Odometry:
@@ -148,6 +155,8 @@ class Odometry:
         depths: N float32 metres along z, nan = unknown; None where the sensor has no depth.
         """
         view = self._view(stamp, features, tracks, depths)
+        if not np.isfinite(view.seen.rays).all():  # the lens model has no ray for every pixel
+            view = view.select(np.isfinite(view.seen.rays).all(axis=1))
         if not self._map.keyframes:
             return self._initialise(view)
         return self._track(view)
@@ -182,9 +191,22 @@ class Odometry:
         state = OdometryState(view.stamp, "initialising", message=message or few)
         if self._waiting:
             state = self._start_from_two_views(self._waiting[0], view, message)
-        if state.status == "initialising" and len(view.tracks) >= 4 * self.config.min_inliers:
+        if state.status == "tracking":
+            state, self._waiting = replace(state, recovered=self._recovered()), []
+        elif len(view.tracks) >= 4 * self.config.min_inliers:
             self._waiting.append(view)
         return state
+
+    def _recovered(self) -> tuple[tuple[int, np.ndarray], ...]:
+        """Poses of the frames that waited for the map to start, as far as they can be placed in it."""
+        first = self._map.keyframes[0]
+        poses = [(first.stamp, invert(first.pose))]
+        for view in self._waiting[1:]:
+            landmarks = self._landmarks(view.tracks)
+            found = self._locate(view, landmarks, np.flatnonzero(self._map.known(landmarks)), invert(poses[-1][1]))
+            if found is not None:
+                poses.append((view.stamp, invert(found[0])))
+        return tuple(poses)
 
     def _overlap(self, first: _View, second: _View) -> bool:
         return len(np.intersect1d(first.tracks, second.tracks)) >= max(

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from kp_frontend.errors import InputError
+from kp_frontend.quaternions import poses_from_quaternions, quaternions_from_poses
 from kp_frontend.replay.association import nearest, period
 from kp_frontend.replay.evaluation import evaluate, relative_error
 from kp_frontend.replay.trajectory import (
     Trajectory,
-    poses_from_quaternions,
-    quaternions_from_poses,
     read_trajectory,
     write_tum,
 )

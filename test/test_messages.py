@@ -189,8 +189,10 @@ def test_poses_come_back(angle):
 
 
 def test_quarter_turn_about_z_by_hand():
-    x, y, z, w = messages.quaternion_from_rotation(np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]))
-    assert (x, y, z, w) == pytest.approx((0, 0, 0.5**0.5, 0.5**0.5))
+    pose = np.eye(4)
+    pose[:3, :3] = [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    turn = messages.pose_to_message(pose).orientation
+    assert (turn.x, turn.y, turn.z, turn.w) == pytest.approx((0, 0, 0.5**0.5, 0.5**0.5))
 
 
 def test_zero_quaternion_is_refused():

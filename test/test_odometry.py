@@ -109,6 +109,35 @@ def test_monocular_path_has_the_right_shape():
     assert angle.max() < 0.02
 
 
+def test_frames_that_waited_for_a_monocular_map_get_their_poses():
+    world = World()
+    states = run(Odometry(CAMERA), world, 30, depth=False)
+    start = next(index for index, state in enumerate(states) if state.status == "tracking")
+    assert start > 0
+    recovered = states[start].recovered
+    assert [stamp for stamp, _ in recovered] == [state.stamp for state in states[:start]]
+    assert not any(state.recovered for state in states[start + 1 :])
+    reached, travelled = (np.linalg.norm(pose[:3, 3]) for pose in (states[start].world_from_camera, world.pose(start)))
+    for stamp, pose in recovered:
+        truth = world.pose(round((stamp - 1) / 1e8))
+        assert np.linalg.norm(pose[:3, 3] * travelled / reached - truth[:3, 3]) < 0.1 * travelled
+        assert np.linalg.norm(so3_log(pose[:3, :3].T @ truth[:3, :3])) < 0.01
+
+
+def test_pixels_without_a_ray_are_left_out():
+    world, odometry = World(), Odometry(CAMERA)
+    class Blind(CameraModel):
+        def bearings(self, pixels):
+            rays = super().bearings(pixels)
+            rays[::7] = np.nan
+            return rays
+
+    odometry.camera = Blind(CAMERA.width, CAMERA.height, CAMERA.matrix)
+    states = run(odometry, world, 20)
+    assert [state.status for state in states] == ["tracking"] * 20
+    assert errors(states, world)[0].max() < 0.02
+
+
 def test_rotation_alone_does_not_start_a_monocular_map():
     world = World(outliers=0, noise=1.5)
     world.pose = lambda step: se3_exp(np.array([0, 0, 0, 0, 0.02 * step, 0.01 * step]))

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry, Path
 from rclpy.node import Node
@@ -25,11 +26,11 @@ from kp_frontend.overlay import draw_tracks
 from kp_frontend.pipeline import FrontendOutput
 
 
-def advertise(node: Node, kind: type, topic: str) -> Publisher:
+def advertise(node: Node, kind: type, topic: str, depth: int = 10) -> Publisher:
     """Reliable publisher, whose QoS parameters ``qos_overrides.<topic>.publisher.…`` may change."""
     try:
         return node.create_publisher(
-            kind, topic, QoSProfile(depth=10), qos_overriding_options=QoSOverridingOptions.with_default_policies()
+            kind, topic, QoSProfile(depth=depth), qos_overriding_options=QoSOverridingOptions.with_default_policies()
         )
     except RuntimeError as error:
         raise InputError(f"{topic}: {error}") from error
@@ -114,7 +115,7 @@ class OdometryOutputs:
     def __init__(self, node: Node, values: Values) -> None:
         self._values = values
         self._world = values.world_frame
-        self._odometry = advertise(node, Odometry, "odometry")
+        self._odometry = advertise(node, Odometry, "odometry", depth=100)  # a map that starts brings poses at once
         self._path = advertise(node, Path, "path")
         self._poses: deque[PoseStamped] = deque(maxlen=values.path_length)
         self._transforms = Transforms(node)
@@ -124,18 +125,20 @@ class OdometryOutputs:
         self._poses.clear()
 
     def publish(self, frame: Processed) -> None:
-        """Send the pose of this frame, if it has one."""
+        """Send the pose of this frame, if it has one, after those of earlier frames that had to wait for it."""
         state = frame.output.state
         if state is None or state.world_from_camera is None:
             return
-        stamp = frame.header.stamp
-        header = Header(stamp=stamp, frame_id=self._world)
-        message = messages.odometry_to_message(
-            state.world_from_camera, state.covariance, stamp, self._world, frame.header.frame_id
-        )
-        self._odometry.publish(message)
-        self._poses.append(PoseStamped(header=header, pose=message.pose.pose))
+        stamp, camera = frame.header.stamp, frame.header.frame_id
+        for earlier, pose in state.recovered:
+            self._send(pose, None, messages.stamp_to_message(earlier), camera)
+        self._send(state.world_from_camera, state.covariance, stamp, camera)
         if self._path.get_subscription_count():
-            self._path.publish(messages.path_to_message(self._poses, header))
+            self._path.publish(messages.path_to_message(self._poses, self._poses[-1].header))
         if self._values.publish_tf:
             self._transforms.send(state.world_from_camera, stamp, self._world, frame.header.frame_id)
+
+    def _send(self, pose: np.ndarray, covariance: np.ndarray | None, stamp: Time, camera: str) -> None:
+        message = messages.odometry_to_message(pose, covariance, stamp, self._world, camera)
+        self._odometry.publish(message)
+        self._poses.append(PoseStamped(header=Header(stamp=stamp, frame_id=self._world), pose=message.pose.pose))

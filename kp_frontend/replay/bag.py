@@ -17,10 +17,11 @@ from kp_frontend.camera import CameraModel, baseline_from_camera_info
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.images import depth_from_compressed, depth_from_message, image_from_compressed, image_from_message
 from kp_frontend.pipeline import Frame
+from kp_frontend.quaternions import poses_from_quaternions
 from kp_frontend.replay.association import nearest, period
 from kp_frontend.replay.bag_recovery import recover
 from kp_frontend.replay.topics import MODES, choose_topics
-from kp_frontend.replay.trajectory import Trajectory, poses_from_quaternions, read_trajectory
+from kp_frontend.replay.trajectory import Trajectory, read_trajectory
 
 DECODERS: dict[tuple[str, bool], Callable[[Any], np.ndarray]] = {
     ("sensor_msgs/msg/Image", False): image_from_message,

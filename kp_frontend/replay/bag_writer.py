@@ -14,7 +14,7 @@ import numpy as np
 
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError, unknown_name
-from kp_frontend.replay.trajectory import quaternions_from_poses
+from kp_frontend.quaternions import quaternions_from_poses
 
 STORAGES = ("sqlite3", "mcap")
 VERSIONS = (8, 9)

@@ -184,9 +184,11 @@ def _output(stamp: int, found: Received, entry: Mapping[str, Any], collector: Co
     """What the node's pipeline gave for one frame, from its messages and its frame log."""
     state = None
     if "status" in entry:
+        pose = collector.poses.get(stamp)
+        # A frame that waited for the map to start gets its pose later.
         state = OdometryState(
-            stamp, entry["status"], collector.poses.get(stamp), inliers=entry["inliers"], tracked=entry["tracked"],
-            metric=entry["metric"], message=entry["odometry_message"],
+            stamp, entry["status"] if pose is None else "tracking", pose, inliers=entry["inliers"],
+            tracked=entry["tracked"], metric=entry["metric"], message=entry["odometry_message"],
         )
     matches = collector.matches.get(stamp, Matches.empty())
     return FrontendOutput(stamp, found.features, found.tracks, matches, None, 0, state, entry.get("timings", {}))

@@ -87,6 +87,9 @@ class Recorder:
         self._ages[-1] = float(output.tracks.ages[used].mean()) if used.any() else 0.0
         self._count(output.tracks)
         if state is not None and state.status == "tracking" and state.world_from_camera is not None:
+            for stamp, pose in state.recovered:
+                self._status[self._stamps.index(stamp)] = "tracking"
+                self._poses.append((stamp, pose))
             self._poses.append((output.stamp, state.world_from_camera))
 
     def fail(self, stamp: int, message: str) -> None:

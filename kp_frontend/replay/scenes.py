@@ -12,12 +12,12 @@ import yaml
 
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.quaternions import poses_from_quaternions
 from kp_frontend.replay.association import nearest
 from kp_frontend.replay.trajectory import (
     Trajectory,
     as_floats,
     as_nanoseconds,
-    poses_from_quaternions,
     read_euroc,
     read_kitti,
     read_rows,
