@@ -85,7 +85,7 @@ def _row_blocks(query: Features, rows: int = 128) -> Iterator[tuple[np.ndarray, 
 
 
 def _tiles(
-    points: np.ndarray, radius: float, predicted: np.ndarray, count: int = 24
+    points: np.ndarray, radius: float, predicted: np.ndarray, count: int = 16
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Squares of the image: rows of the query points in one, columns of the train features near it.
 
@@ -146,7 +146,8 @@ def _bit_counts(query: Features, train: Features) -> Price:
 
 def _words(descriptors: np.ndarray) -> np.ndarray:
     """Words×N uint64 of N×D bytes."""
-    padded = np.pad(descriptors, ((0, 0), (0, -descriptors.shape[1] % 8)))
+    rest = -descriptors.shape[1] % 8
+    padded = np.pad(descriptors, ((0, 0), (0, rest))) if rest else np.ascontiguousarray(descriptors)
     return np.ascontiguousarray(padded.view(np.uint64).T)
 
 

@@ -20,13 +20,15 @@ from kp_frontend.matching import match
 from kp_frontend.stereo import refine_disparities, search_rows
 
 FLOW = "gftt_lk"
+LEAST_RADIUS = 0.02  # of the longer side: narrower is not faster
 
 
 @dataclass(frozen=True)
 class TrackerConfig:
     """Options of both trackers; lengths that follow the image size are shares of its longer side.
 
-    window: radius of the search round a track's predicted place, as a share; 0 = search everywhere.
+    window: largest radius of the search round a track's predicted place, as a share, narrower while predictions are
+        good; 0 = search everywhere.
     ratio: largest distance of the best to the second best candidate; 1 = no test.
     max_distance: largest descriptor distance in the metric's unit; 0 = any.
     max_missed: frames for which an unseen track is still looked for.
@@ -123,6 +125,8 @@ class DescriptorTracker:
     def reset(self) -> None:
         """Forget all tracks; ids are not used again."""
         self._bank: _Bank | None = None
+        self._radius = np.inf  # pixels round the predicted places where the next frame is searched first
+        self._matched = 0
 
     def track(self, image: np.ndarray, mask: np.ndarray | None = None) -> Tracked:
         """Extract, match to the bank, start new tracks with what matched none; see Tracker."""
@@ -156,13 +160,21 @@ class DescriptorTracker:
         )
 
     def _match(self, features: Features, bank: _Bank, side: int) -> Matches:
-        if not self.config.window:
-            return self._compare(features, bank.features)
-        found = self._compare(features, bank.features, window=(self.config.window * side, bank.predicted()))
-        # a jump of the camera leaves the windows empty: look everywhere
-        if len(found) < 0.2 * min(len(features), int(np.sum(bank.missed == 0))):
+        """Search where the last frame's predictions say, then in the whole window, then everywhere."""
+        predicted, widest = bank.predicted(), self.config.window * side
+        live = min(len(features), int(np.sum(bank.missed == 0)))
+        found = Matches.empty()
+        for radius in sorted({min(self._radius, widest), widest} - {0.0}):
+            found = self._compare(features, bank.features, window=(radius, predicted))
+            if len(found) > 0.5 * self._matched:
+                break
+        if len(found) <= 0.2 * live:  # a jump of the camera leaves the windows empty
             anywhere = self._compare(features, bank.features)
-            return anywhere if len(anywhere) > 1.5 * len(found) else found
+            found = anywhere if len(anywhere) > 1.5 * len(found) else found
+        steady = bank.missed[found.train] == 0
+        misses = np.linalg.norm(features.keypoints[found.query] - predicted[found.train], axis=1)[steady]
+        self._radius = max(3 * float(np.percentile(misses, 90)), LEAST_RADIUS * side) if len(misses) else np.inf
+        self._matched = len(found)
         return found
 
     def _assign(self, count: int, bank: _Bank, matches: Matches) -> Tracks:
@@ -180,7 +192,8 @@ class DescriptorTracker:
         velocities[matches.query] = moved / (bank.missed[matches.train] + 1)[:, None]
         unseen = np.ones(len(bank.missed), bool)
         unseen[matches.train] = False
-        old = bank.select(unseen & (bank.missed < self.config.max_missed))
+        # A feature that was seen only once was chance more often than not.
+        old = bank.select(unseen & (bank.missed < self.config.max_missed) & (bank.tracks.ages > 1))
         return _Bank(
             features.append(old.features),
             Tracks(np.concatenate([tracks.ids, old.tracks.ids]), np.concatenate([tracks.ages, old.tracks.ages])),

@@ -71,9 +71,8 @@ def test_a_track_away_for_too_long_is_a_new_one_and_ids_are_never_used_twice():
 
 
 def test_the_window_keeps_look_alikes_apart_and_follows_the_velocity():
-    # a window of 45 px, and steps of 40, 80 and 120 px: only the prediction stays within it
-    still = [[30 * k, 150] for k in range(8)]
-    steps = [([20, *range(8)], [[x, 60], *still]) for x in (20, 60, 140, 260)]
+    # a window of 45 px, and the whole view moves by 40, 80 and 120 px: only the prediction stays within it
+    steps = [(list(range(9)), [[x, 20 * k] for k in range(9)]) for x in (20, 60, 140, 260)]
     tracker = DescriptorTracker(Scripted(steps), TrackerConfig(window=0.15))
     assert len({int(tracker.track(BLANK).tracks.ids[0]) for _ in steps}) == 1
     twins = [([5, 5], [[20, 60], [280, 60]]), ([5, 5], [[275, 60], [25, 60]])]
@@ -87,6 +86,23 @@ def test_a_jump_of_the_camera_is_found_outside_the_window():
     tracker = DescriptorTracker(Scripted([(which, places), (which, places + [190, 90])]), TrackerConfig(window=0.1))
     before, after = (tracker.track(BLANK).tracks.ids.tolist() for _ in range(2))
     assert after == before
+
+
+def test_a_jerk_after_steady_frames_is_searched_in_the_whole_window():
+    # still for three frames, so the search narrows to 6 px; then all move by 30 px, within the window of 45 px
+    steps = [(list(range(9)), [[x, 20 * k] for k in range(9)]) for x in (50, 50, 50, 80)]
+    tracker = DescriptorTracker(Scripted(steps), TrackerConfig(window=0.15))
+    outputs = [tracker.track(BLANK) for _ in steps]
+    assert outputs[-1].tracks.ids.tolist() == outputs[0].tracks.ids.tolist()
+    assert outputs[-1].tracks.ages.tolist() == [4] * 9
+
+
+def test_what_was_seen_only_once_is_not_looked_for_again():
+    steps = [([0, 1], [[50, 50], [150, 80]]), ([1], [[150, 80]]), ([0, 1], [[50, 50], [150, 80]])]
+    tracker = DescriptorTracker(Scripted(steps), TrackerConfig(max_missed=2))
+    first, _, last = (tracker.track(BLANK).tracks for _ in steps)
+    assert last.ids[1] == first.ids[1]
+    assert last.ids[0] > first.ids.max()
 
 
 @pytest.mark.parametrize("spec", ["orb", "gftt_lk"])
