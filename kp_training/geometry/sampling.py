@@ -1,0 +1,72 @@
+"""Reading maps at sub-pixel points, and points off maps, in torch; pixel centres are at integers everywhere."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_grid(height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+    """H×W×2 float32: x, y of every pixel."""
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return torch.stack([x, y], -1).float()
+
+
+def warp_points(homography: Tensor, points: Tensor) -> Tensor:
+    """B×…×2 `points` under B×3×3 `homography`; points at or behind the horizon land far outside any image."""
+    flat = points.flatten(1, -2)
+    mapped = torch.cat([flat, torch.ones_like(flat[..., :1])], -1) @ homography.transpose(1, 2)
+    depth = mapped[..., 2:]
+    warped = torch.where(depth > 1e-6, mapped[..., :2] / depth.clamp_min(1e-6), torch.full_like(mapped[..., :2], -1e6))
+    return warped.reshape(points.shape)
+
+
+def inside(points: Tensor, height: int, width: int, border: float = 0.0) -> Tensor:
+    """B×… bool: points at least `border` pixels inside an image."""
+    x, y = points.unbind(-1)
+    return (x >= border) & (x <= width - 1 - border) & (y >= border) & (y <= height - 1 - border)
+
+
+def sample(maps: Tensor, points: Tensor, stride: int = 1) -> Tensor:
+    """B×N×C: bilinear samples of B×C×h×w `maps` at B×N×2 image points, clamped at the edge.
+
+    Cell (i, j) of a map of `stride` has its centre at pixel stride·(j, i) + (stride − 1)/2.
+    """
+    height, width = maps.shape[-2:]
+    cells = (points - (stride - 1) / 2) / stride
+    scale = torch.tensor([2 / width, 2 / height], device=points.device)
+    grid = (cells + 0.5) * scale - 1
+    sampled = F.grid_sample(maps, grid[:, None], mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)
+
+
+def to_cells(maps: Tensor, cell: int) -> Tensor:
+    """B×C×H×W → B×(C·cell²)×(H/cell)×(W/cell), row by row within a cell."""
+    return F.pixel_unshuffle(maps, cell)
+
+
+def soft_argmax(scores: Tensor, points: Tensor, radius: int) -> Tensor:
+    """B×N×2: centre of gravity of B×1×H×W `scores` (≥ 0) within `radius` of B×N×2 integer points.
+
+    What the runtime's ``refine_radius`` does; differentiable in the scores.  Windows are cut at the image's edge.
+    """
+    height, width = scores.shape[-2:]
+    offsets = pixel_grid(2 * radius + 1, 2 * radius + 1, scores.device).reshape(-1, 2) - radius
+    window = points[:, :, None] + offsets
+    within = inside(window, height, width)
+    x, y = window[..., 0].clamp(0, width - 1).long(), window[..., 1].clamp(0, height - 1).long()
+    values = scores.flatten(1).gather(1, (y * width + x).flatten(1)).reshape(x.shape) * within
+    weights = values / values.sum(-1, keepdim=True).clamp_min(1e-12)
+    return points + (weights[..., None] * offsets).sum(-2)
+
+
+def sample_aligned(maps: Tensor, points: Tensor, height: int, width: int) -> Tensor:
+    """B×N×C: bilinear samples of `maps` at B×N×2 points of an image of `height`×`width`, as KP2D's code does it.
+
+    Its ``align_corners=True`` puts the centres of a map's corner cells on the centres of the image's corner
+    pixels, half a cell off the cells' true centres.
+    """
+    grid = points * torch.tensor([2 / (width - 1), 2 / (height - 1)], device=points.device) - 1
+    sampled = F.grid_sample(maps, grid[:, None], mode="bilinear", padding_mode="border", align_corners=True)
+    return sampled[:, :, 0].transpose(1, 2)
