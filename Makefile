@@ -20,8 +20,8 @@ $(STAMP): pyproject.toml setup.py package.xml
 
 # make demo [BAG=… IMAGE=/topic INFO=/topic DEPTH=/topic]
 demo: setup
-	$(BIN)/python -m kp_frontend demo --output $(OUTPUT) $(if $(BAG),--bag $(BAG)) \
-	  $(if $(IMAGE),--image $(IMAGE)) $(if $(INFO),--info $(INFO)) $(if $(DEPTH),--depth $(DEPTH))
+	$(BIN)/python -m kp_frontend demo --output $(OUTPUT) $(strip \
+	  $(if $(BAG),--bag $(BAG)) $(if $(IMAGE),--image $(IMAGE)) $(if $(INFO),--info $(INFO)) $(if $(DEPTH),--depth $(DEPTH)))
 
 test: setup
 	$(BIN)/python -m pytest

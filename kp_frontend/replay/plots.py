@@ -68,10 +68,10 @@ def curve_plots(evaluations: Sequence[Evaluation]) -> list[Plot]:
     plots = []
     for title, values in (
         ("Position error over time (m)", _errors),
-        ("Inliers a frame", lambda entry: _count(entry, "inliers")),
-        ("Matches to the frame before", lambda entry: _count(entry, "matches")),
-        ("Keypoints a frame", lambda entry: _count(entry, "keypoints")),
-        ("Mean track age (frames)", lambda entry: (entry.run.stamps, entry.run.ages)),
+        ("Inliers a frame", lambda entry: _used(entry, entry.run.counts["inliers"])),
+        ("Matches to the frame before", lambda entry: _used(entry, entry.run.counts["matches"])),
+        ("Keypoints a frame", lambda entry: _used(entry, entry.run.counts["keypoints"])),
+        ("Mean track age (frames)", lambda entry: _used(entry, entry.run.ages)),
         ("Time a frame (ms)", lambda entry: (entry.run.stamps, entry.run.timings.get("total"))),
         ("Latency, image sent to features received (ms)", lambda entry: (entry.run.stamps, entry.run.latency)),
     ):
@@ -86,8 +86,9 @@ def _errors(entry: Evaluation) -> tuple[np.ndarray | None, np.ndarray | None]:
     return (entry.error.stamps, entry.error.errors) if entry.error is not None else (None, None)
 
 
-def _count(entry: Evaluation, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    return entry.run.stamps, entry.run.counts.get(name)
+def _used(entry: Evaluation, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`values` with gaps at frames that were dropped or could not be used."""
+    return entry.run.stamps, np.where(entry.run.used, values, np.nan)
 
 
 def _curves(plot: Any, curves: list[tuple[int, str, np.ndarray, np.ndarray]]) -> None:
