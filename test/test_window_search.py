@@ -1,0 +1,32 @@
+"""Neighbours by grid against the plain table of distances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kp_frontend.window_search import pairs_within
+
+
+@pytest.mark.parametrize("radius", [1.5, 13.0, 64.0, 1000.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_all_pairs_and_only_those(radius, seed):
+    random = np.random.default_rng(seed)
+    points = random.uniform([-20, 5], [600, 470], (random.integers(1, 300), 2)).astype(np.float32)
+    predicted = random.uniform(-300, 900, (random.integers(1, 300), 2)).astype(np.float32)
+    predicted[: len(predicted) // 2] = random.choice(points, len(predicted) // 2) + random.normal(0, radius)
+    apart = points[:, None] - predicted[None]
+    wanted = (apart * apart).sum(axis=2) <= np.float32(radius * radius)
+    i, j = pairs_within(points, radius, predicted)
+    assert len(set(zip(i.tolist(), j.tolist()))) == len(i)
+    found = np.zeros_like(wanted)
+    found[i, j] = True
+    assert np.array_equal(found, wanted)
+
+
+def test_one_point_and_places_at_its_cell_borders():
+    point = np.float32([[100, 100]])
+    places = np.float32([[100, 100], [110, 100], [90, 100], [100, 110.01], [93, 107], [93, 108]])
+    i, j = pairs_within(point, 10.0, places)
+    assert i.tolist() == [0] * 4
+    assert j.tolist() == [0, 1, 2, 4]
