@@ -85,9 +85,10 @@ def _nearest_in_window(
     Float descriptors have no use for it: their tiles are matrix products.
     """
     _check_predicted(train, predicted)
-    i, j = pairs_within(query.keypoints, radius, predicted)
-    if len(i) > _FEW_PAIRS * len(query):
+    pairs = pairs_within(query.keypoints, radius, predicted, _FEW_PAIRS * len(query))
+    if pairs is None:
         return None
+    i, j = pairs
     costs = _pair_bit_counts(query, train, i, j)
     cost, second = np.full((2, len(query)), np.inf, np.float32)
     least = np.full(len(train), np.inf, np.float32)

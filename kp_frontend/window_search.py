@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 
-def pairs_within(points: np.ndarray, radius: float, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def pairs_within(
+    points: np.ndarray, radius: float, predicted: np.ndarray, most: int | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """All pairs (i, j), two int64 arrays ordered by j, with |points[i] − predicted[j]| ≤ radius; both N×2 pixels.
+
+    None, and soon, where they would be more than about `most`.
 
     Cells are as wide as the radius, so that a place's points are in its own cell and the eight round it, and the
     three of a row are neighbours in the order of cells.
@@ -24,6 +28,8 @@ def pairs_within(points: np.ndarray, radius: float, predicted: np.ndarray) -> tu
     rows = np.clip(np.stack([middle - width, middle, middle + width]), 1, width * height - 2).T.ravel()
     start = begin[rows - 1]
     count = begin[rows + 2] - start
+    if most is not None and count.sum() > 9 / np.pi * most:  # nine cells hold a circle
+        return None
     j = np.repeat(np.repeat(np.arange(len(predicted)), 3), count)
     i = order[np.arange(len(j)) + np.repeat(start - np.cumsum(count) + count, count)]
     across, down = x[i] - there_x[j], y[i] - there_y[j]

@@ -30,3 +30,10 @@ def test_one_point_and_places_at_its_cell_borders():
     i, j = pairs_within(point, 10.0, places)
     assert i.tolist() == [0] * 4
     assert j.tolist() == [0, 1, 2, 4]
+
+
+def test_too_many_pairs_are_not_made():
+    points = np.random.default_rng(0).uniform(0, 100, (200, 2)).astype(np.float32)
+    i, _ = pairs_within(points, 20.0, points, most=200 * 200)
+    assert len(i) > 2000
+    assert pairs_within(points, 20.0, points, most=100) is None
