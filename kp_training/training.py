@@ -146,10 +146,12 @@ def train(run: Run, images: Images, held_out: Images | None, device: str, minute
     Stopped early or not, the run's folder holds a checkpoint that continues exactly.
     """
     start, config = run.steps_done(), run.train_config
+    # Here, not in the workers: one forked while OpenCV's threads live would wait for their lock for ever.
+    cv2.setNumThreads(0)
     module = Trained(run.method, config)
     pairs = HomographyPairs(images, run.method.pairs(), config.seed)
     loader = DataLoader(pairs, config.batch_size, sampler=EndlessSampler(start * config.batch_size),
-                        num_workers=config.workers, worker_init_fn=_single_thread)
+                        num_workers=config.workers, worker_init_fn=_ignore_interrupt)
     keeper = Keeper(run, minutes)
     callbacks: list[Callback] = [Progress(config.steps, run.folder), keeper]
     if held_out is not None:
@@ -273,7 +275,5 @@ def _stop_on_interrupt(trainer: lightning.Trainer) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _single_thread(_: int) -> None:
-    cv2.setNumThreads(1)
+def _ignore_interrupt(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
