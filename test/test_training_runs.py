@@ -214,8 +214,8 @@ def test_checkpoints_of_others_are_refused(tmp_path, capsys):
 
 def test_the_plain_command_trains_without_data(tmp_path):
     """In a process of its own: workers forked after OpenCV drew the procedural images once waited for ever."""
-    command = [sys.executable, "-m", "kp_training", "train", "--method", "kp2d", "--steps", "2", "--run", tmp_path / "run"]
-    settings = ["batch_size=2", "network=compact", "workers=1"]
-    done = subprocess.run([*map(str, command), *settings], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "kp_training", "train", "--method", "kp2d", "--steps", "2"]
+    settings = ["--run", str(tmp_path / "run"), "batch_size=2", "network=compact", "workers=1"]
+    done = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "metrics.json").exists()
