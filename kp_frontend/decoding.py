@@ -57,10 +57,30 @@ class CellsParameters:
 
 
 @dataclass(frozen=True)
+class PointsParameters:
+    """Of networks that describe points which a classical detector found (``extractors.residual``).
+
+    detector: ``sift``, ``rootsift`` or ``surf``.  upright, contrast: the detector's options, None = its default.
+    fusion: whether the network takes the detector's descriptors beside its points.
+    """
+
+    detector: str = "sift"
+    upright: bool = False
+    contrast: float | None = None
+    fusion: bool = True
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Inputs of the network beside the image: 1×N×2 pixels, 1×N×d descriptors of unit length."""
+        return ("keypoints", "descriptors") if self.fusion else ("keypoints",)
+
+
+@dataclass(frozen=True)
 class Decoder:
     """How the maps of a family of networks are read.
 
-    parameters: dataclass of what the metadata's decoder_parameters may hold.  outputs: maps that must be there.
+    parameters: dataclass of what the metadata's decoder_parameters may hold; where the network takes more than the
+        image, its ``inputs`` names that.  outputs: maps that must be there.
     detect: (outputs, parameters, view, top_k) → keypoints N×2 float32 and scores N, best first.
     describe: (outputs, metadata, parameters, keypoints) → N×D float32 of unit length.
     """
@@ -84,6 +104,11 @@ def find_decoder(metadata: ModelMetadata, overrides: Mapping[str, Any]) -> tuple
         return decoder, decoder.parameters(**values)
     except TypeError as error:
         raise InputError(f"parameters of decoder {metadata.decoder!r}: {error}") from error
+
+
+def further_inputs(metadata: ModelMetadata) -> tuple[str, ...]:
+    """Names of the inputs that a model takes beside its image; see `find_decoder` for the errors."""
+    return getattr(find_decoder(metadata, {})[1], "inputs", ())
 
 
 def decode(
@@ -249,6 +274,17 @@ def _describe_cells(
     return sample_descriptors(descriptors, keypoints * (last / (size - 1)))
 
 
+def _detect_points(outputs: Outputs, parameters: PointsParameters, view: View, top_k: int) -> Points:
+    raise InputError("decoder 'points': a classical detector finds the keypoints, they are not in the network's maps; "
+                     "use load_extractor")
+
+
+def _describe_points(
+    outputs: Outputs, metadata: ModelMetadata, parameters: PointsParameters, keypoints: np.ndarray
+) -> np.ndarray:
+    return outputs["point_descriptors"][0]
+
+
 def _inside(points: np.ndarray, view: View) -> np.ndarray:
     return np.clip(points, 0, np.array([view.width - 1, view.height - 1], np.float32))
 
@@ -256,4 +292,5 @@ def _inside(points: np.ndarray, view: View) -> np.ndarray:
 DECODERS = {
     "full": Decoder(FullParameters, ("scores", "descriptors"), _detect_full, _describe_full),
     "cells": Decoder(CellsParameters, ("scores", "offsets", "descriptors"), _detect_cells, _describe_cells),
+    "points": Decoder(PointsParameters, ("point_descriptors",), _detect_points, _describe_points),
 }

@@ -30,3 +30,12 @@ def find_resource(kind: str, name: str) -> Path:
 def model_names() -> list[str]:
     """Bare names of the models that ship with the package."""
     return sorted({path.stem for folder in share_folders() for path in (folder / "models").glob("*.onnx")})
+
+
+def cache_folder(kind: str) -> Path:
+    """Folder for what can be made again (labels, engines), created on demand; ``KP_FRONTEND_CACHE`` moves it."""
+    base = os.environ.get("KP_FRONTEND_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kp_frontend"
+    folder = (Path(base).expanduser() if base else home) / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

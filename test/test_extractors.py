@@ -224,7 +224,7 @@ def test_a_model_of_fixed_size_refuses_others(models, photo):
         ("sparse.onnx", "profile 'sparse'"),
         ("wrong_decoder.onnx", r"lacks the outputs \['offsets'\]"),
         ("full.onnx:detector=fast", "detector is 'fast', expected one of: network, gftt"),
-        ("full.onnx:nms_radius=-1", "expected sizes and threads ≥ 0"),
+        ("full.onnx:nms_radius=-1", "expected sizes ≥ 0"),
         ("cells.onnx:border=3", "decoder 'cells'"),
         ("full.onnx:backend=openvino", "not in this version"),
     ],

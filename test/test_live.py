@@ -95,8 +95,8 @@ def test_a_frame_that_did_not_come_back_is_named(bag):
 
 
 def test_live_refuses_what_the_node_refuses(bag):
-    with open_bag(bag) as sequence, pytest.raises(InputError, match="node ended: unknown features 'surf'"):
-        run_live(sequence, "surf")
+    with open_bag(bag) as sequence, pytest.raises(InputError, match="node ended: unknown features 'akaze'"):
+        run_live(sequence, "akaze")
 
 
 def test_without_shared_memory_images_are_asked_for_reliably(bag, monkeypatch):

@@ -292,7 +292,7 @@ def test_live_parameters_change_and_others_do_not(extractor_node):
 
 
 @pytest.mark.parametrize(("given", "words"), [
-    ({"features": "surf"}, "unknown features 'surf'"), ({"backend": "tpu"}, "choose one of: auto"),
+    ({"features": "akaze"}, "unknown features 'akaze'"), ({"backend": "tpu"}, "choose one of: auto"),
     ({"top_k": 0}, "expected 1 to"), ({"top_k": "many"}, "whole number"), ({"rectified": 1}, "true or false"),
     ({"calibration_file": "/nowhere.yaml"}, "nowhere.yaml"), ({"frame_log": "/nowhere/log"}, "frame_log"),
     ({"qos_overrides./image.subscription.reliability": "perfect"}, "perfect"),

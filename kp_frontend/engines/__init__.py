@@ -28,8 +28,12 @@ class Engine(Protocol):
     metadata: ModelMetadata
     outputs: tuple[str, ...]
 
-    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Maps by name for a 1×C×H×W float32 image in [0, 1], H and W multiples of ``metadata.size_multiple``."""
+    def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
+        """Maps by name for a 1×C×H×W float32 image in [0, 1], H and W multiples of ``metadata.size_multiple``.
+
+        points: what the model takes beside it (``decoding.further_inputs``, in that order), at least one point:
+        keypoints 1×N×2 float32, pixels of `image`; descriptors 1×N×d float32.
+        """
         ...
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kp_frontend.decoding import further_inputs
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import KEY, ModelMetadata
 
@@ -22,9 +23,9 @@ class OnnxRuntimeEngine:
         self.backend = f"onnxruntime ({session.get_providers()[0].removesuffix('ExecutionProvider')})"
         self.outputs = tuple(output.name for output in session.get_outputs())
 
-    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
         """See `engines.Engine.run`."""
-        return dict(zip(self.outputs, self._session.run(None, {"image": image})))
+        return dict(zip(self.outputs, self._session.run(None, {"image": image, **points})))
 
 
 def load(path: Path, threads: int) -> OnnxRuntimeEngine:
@@ -47,10 +48,13 @@ def load(path: Path, threads: int) -> OnnxRuntimeEngine:
 
 
 def _check_input(path: Path, inputs, metadata: ModelMetadata) -> None:
-    if len(inputs) != 1 or inputs[0].name != "image" or len(inputs[0].shape) != 4:
+    expected = {"image": 4} | dict.fromkeys(further_inputs(metadata), 3)
+    if {entry.name: len(entry.shape) for entry in inputs} != expected:
         seen = ", ".join(f"{entry.name} {entry.shape}" for entry in inputs)
-        raise InputError(f"model {path} takes {seen}; expected one input, image 1×C×H×W: export it again")
-    channels = inputs[0].shape[1]
+        wanted = ", ".join(["image 1×C×H×W", *(f"{name} 1×N×…" for name in further_inputs(metadata))])
+        what = "one input" if len(expected) == 1 else f"{len(expected)} inputs"
+        raise InputError(f"model {path} takes {seen}; expected {what}, {wanted}: export it again")
+    channels = next(entry.shape[1] for entry in inputs if entry.name == "image")
     if isinstance(channels, int) and channels != metadata.channels:
         raise InputError(
             f"model {path} was made for {channels} channels, but its metadata says {metadata.color} "

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.extractors import classical, learned
 from kp_frontend.extractors.base import Extractor
-from kp_frontend.extractors.options import Options, parse_spec, read_options
+from kp_frontend.extractors.options import parse_spec, read_options
 from kp_frontend.resources import find_resource, model_names
 
 __all__ = ["EXTRACTORS", "TRACKERS", "Extractor", "load_extractor", "parse_spec", "read_options"]
 
-EXTRACTORS: dict[str, tuple[type[Options], Callable[..., Extractor]]] = {
-    "orb": (classical.OrbOptions, classical.orb),
-    "sift": (classical.SiftOptions, classical.sift),
-    "rootsift": (classical.SiftOptions, classical.rootsift),
-}
+EXTRACTORS = classical.EXTRACTORS
 TRACKERS = ("gftt_lk",)  # valid --features that find points by following them, not by describing them
 _MODEL_SUFFIXES = (".onnx", ".engine")
 
 
 def load_extractor(spec: str, top_k: int = 1000, backend: str = "auto", **options: Any) -> Extractor:
-    """The extractor that `spec` names: ``orb``, ``sift``, ``rootsift``, a model's name, or a path to an .onnx file.
+    """The extractor that `spec` names: ``orb``, ``sift``, ``rootsift``, ``surf``, a model, or a path to one.
 
     Options may follow the name (``kp2d_compact:detector=gftt,top_k=500``) and win over the arguments.
     top_k: at most so many features an image.  backend: ``auto``, or what shall run the network.
@@ -40,7 +35,7 @@ def load_extractor(spec: str, top_k: int = 1000, backend: str = "auto", **option
     if name in EXTRACTORS:
         kind, build = EXTRACTORS[name]
         return build(spec, read_options(name, kind, values))
-    return learned.load(spec, _model_path(name), read_options(name, learned.LearnedOptions, values))
+    return learned.load(spec, _model_path(name), values)
 
 
 def _model_path(name: str) -> Path:

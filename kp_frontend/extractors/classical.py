@@ -1,8 +1,8 @@
-"""ORB, SIFT and RootSIFT through OpenCV."""
+"""ORB, SIFT, RootSIFT and SURF through OpenCV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -37,24 +37,38 @@ class SiftOptions(Options):
 
     dedupe: one feature a location; SIFT otherwise gives one for each dominant orientation, which fills top_k
     with repeated points and flatters repeatability.
+    upright: every orientation is 0, and so one feature a location: for cameras that never roll.
     """
 
     contrast: float = 0.04
     edge: float = 10.0
     dedupe: bool = False
+    upright: bool = False
+
+
+@dataclass(frozen=True)
+class SurfOptions(Options):
+    """contrast: OpenCV's hessianThreshold.  extended: 128 numbers a descriptor, else 64.  upright: no orientation."""
+
+    contrast: float = 100.0
+    extended: bool = True
+    upright: bool = False
 
 
 class ClassicalExtractor:
-    """A cv2.Feature2D as an Extractor; not to be shared between threads."""
+    """A cv2.Feature2D as an Extractor; not to be shared between threads.
+
+    choose: which of the points that are found, strongest first, are described; None = all.
+    """
 
     def __init__(
         self, name: str, detector: cv2.Feature2D, options: Options, *, metric: str,
-        finish: Callable[[np.ndarray], np.ndarray], dedupe: bool = False,
+        finish: Callable[[np.ndarray], np.ndarray], choose: Callable[[Sequence], list] | None = None,
     ) -> None:
         self.name = name
         self.metric = metric
         self.descriptor_size = int(detector.descriptorSize())
-        self._detector, self._top_k, self._finish, self._dedupe = detector, options.top_k, finish, dedupe
+        self._detector, self._top_k, self._finish, self._choose = detector, options.top_k, finish, choose
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """See `Extractor.extract`."""
@@ -62,8 +76,8 @@ class ClassicalExtractor:
         if min(image.shape[:2]) < _SMALLEST:
             return Features.empty(self.descriptor_size, self.metric)
         gray = to_gray(image)
-        if self._dedupe:
-            kept = _one_per_location(self._detector.detect(gray, mask))[: self._top_k]
+        if self._choose is not None:
+            kept = self._choose(self._detector.detect(gray, mask))[: self._top_k]
             found, descriptors = self._detector.compute(gray, kept)
         else:
             found, descriptors = self._detector.detectAndCompute(gray, mask)
@@ -80,10 +94,18 @@ class ClassicalExtractor:
         ).top_k(self._top_k)
 
 
-def _one_per_location(found) -> list:
+def _one_per_location(found: Sequence) -> list:
     """The strongest point of each location, strongest first."""
     ordered = sorted(found, key=lambda point: -point.response)
     return list({(point.pt, point.size): point for point in reversed(ordered)}.values())[::-1]
+
+
+def _upright(found: Sequence) -> list:
+    """One point a location with orientation 0, strongest first."""
+    kept = _one_per_location(found)
+    for point in kept:
+        point.angle = 0.0
+    return kept
 
 
 def _unit(descriptors: np.ndarray) -> np.ndarray:
@@ -113,8 +135,31 @@ def rootsift(name: str, options: SiftOptions) -> ClassicalExtractor:
     return _sift(name, options, _root)
 
 
+def surf(name: str, options: SurfOptions) -> ClassicalExtractor:
+    """SURF (Bay et al., ECCV 2006); InputError where OpenCV was built without it, as all wheels of PyPI are."""
+    try:
+        detector = cv2.xfeatures2d.SURF_create(
+            hessianThreshold=options.contrast, extended=options.extended, upright=options.upright
+        )
+    except (AttributeError, cv2.error):
+        raise InputError(
+            f"{name}: OpenCV {cv2.__version__} was built without SURF; build it with opencv_contrib and "
+            "-D OPENCV_ENABLE_NONFREE=ON, or use sift"
+        ) from None
+    return ClassicalExtractor(name, detector, options, metric="l2", finish=_unit)
+
+
 def _sift(name: str, options: SiftOptions, finish: Callable[[np.ndarray], np.ndarray]) -> ClassicalExtractor:
+    choose = _upright if options.upright else _one_per_location if options.dedupe else None
     detector = cv2.SIFT_create(
-        nfeatures=0 if options.dedupe else options.top_k, contrastThreshold=options.contrast, edgeThreshold=options.edge
+        nfeatures=0 if choose else options.top_k, contrastThreshold=options.contrast, edgeThreshold=options.edge
     )
-    return ClassicalExtractor(name, detector, options, metric="l2", finish=finish, dedupe=options.dedupe)
+    return ClassicalExtractor(name, detector, options, metric="l2", finish=finish, choose=choose)
+
+
+EXTRACTORS: dict[str, tuple[type[Options], Callable[..., ClassicalExtractor]]] = {
+    "orb": (OrbOptions, orb),
+    "sift": (SiftOptions, sift),
+    "rootsift": (SiftOptions, rootsift),
+    "surf": (SurfOptions, surf),
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,21 +13,21 @@ import numpy as np
 from kp_frontend.decoding import View, find_decoder, find_peaks, fit_peaks
 from kp_frontend.engines import Engine, open_engine
 from kp_frontend.errors import InputError
-from kp_frontend.extractors.base import check_image
-from kp_frontend.extractors.options import Options
+from kp_frontend.extractors.base import Extractor, check_image
+from kp_frontend.extractors.network_input import network_input
+from kp_frontend.extractors.options import EngineOptions, Options, read_options
+from kp_frontend.extractors.residual import ResidualExtractor, ResidualOptions
 from kp_frontend.features import Features
 from kp_frontend.images import to_gray
-from kp_frontend.model_file import ModelMetadata
 
 
 @dataclass(frozen=True)
-class LearnedOptions(Options):
+class LearnedOptions(EngineOptions):
     """detector: who finds the points; the network always describes them.
 
     nms_radius (pixels), border (pixels), threshold (score): instead of the model's own; for ``network``.
     corner_radius, corner_block (pixels), corner_quality (share of the strongest corner): for ``gftt``. The block of 3
         finds corners more exactly than the usual 5 (graf: 1.1 px against 1.3).
-    threads: of a CPU backend, 0 = one a core.
     """
 
     detector: Literal["network", "gftt"] = "network"
@@ -36,13 +37,12 @@ class LearnedOptions(Options):
     corner_radius: int = 3
     corner_block: int = 3
     corner_quality: float = 1e-3
-    threads: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = (self.nms_radius or 0, self.border or 0, self.corner_radius, self.threads)
+        sizes = (self.nms_radius or 0, self.border or 0, self.corner_radius)
         if min(sizes) < 0 or self.corner_block < 1 or not 0 <= self.corner_quality < 1:
-            raise InputError(f"expected sizes and threads ≥ 0, corner_block ≥ 1, corner_quality in [0, 1): {self}")
+            raise InputError(f"expected sizes ≥ 0, corner_block ≥ 1, corner_quality in [0, 1): {self}")
 
 
 class LearnedExtractor:
@@ -92,30 +92,24 @@ class LearnedExtractor:
 DETECTORS = {"network": LearnedExtractor.network_points, "gftt": LearnedExtractor.corners}
 
 
-def network_input(image: np.ndarray, metadata: ModelMetadata) -> np.ndarray:
-    """`image` as a network wants it: 1×C×H×W float32 in [0, 1], padded right and below by the edge's pixels.
+# Decoder → options and extractor of the models that need one of their own.
+EXTRACTORS: dict[str, tuple[type[Options], Callable[..., Extractor]]] = {
+    "points": (ResidualOptions, ResidualExtractor),
+}
 
-    image: H×W or H×W×3 BGR uint8.  Raises InputError where the model takes one size only, and not this one.
+
+def from_engine(name: str, engine: Engine, values: Mapping[str, Any]) -> Extractor:
+    """The extractor that the decoder of the engine's model asks for.
+
+    name: what it is called in tables.  values: its options, as texts or Python values.
+    Raises InputError for an unknown option or value, and for a model that it cannot use.
     """
-    height, width = image.shape[:2]
-    down, right = (-height % metadata.size_multiple, -width % metadata.size_multiple)
-    if metadata.height and (height + down, width + right) != (metadata.height, metadata.width):
-        raise InputError(
-            f"image is {width}×{height}, but the model was exported for {metadata.width}×{metadata.height} only; "
-            "resize the images or export it with dynamic size"
-        )
-    if metadata.color == "gray":
-        planes = [to_gray(image)]
-    else:
-        planes = [image] * 3 if image.ndim == 2 else list(cv2.split(image)[::-1])
-    blob = np.empty((1, len(planes), height + down, width + right), np.float32)
-    for plane, channel in zip(planes, blob[0]):
-        if down or right:
-            plane = cv2.copyMakeBorder(plane, 0, down, 0, right, cv2.BORDER_REPLICATE)
-        np.multiply(plane, np.float32(1 / 255), out=channel)
-    return blob
+    options, extractor = EXTRACTORS.get(engine.metadata.decoder, (LearnedOptions, LearnedExtractor))
+    return extractor(name, engine, read_options(name, options, values))
 
 
-def load(name: str, path: Path, options: LearnedOptions) -> LearnedExtractor:
-    """The extractor of the model file `path`; `name` is what it is called in tables."""
-    return LearnedExtractor(name, open_engine(path, options.backend, options.threads), options)
+def load(name: str, path: Path, values: Mapping[str, Any]) -> Extractor:
+    """The extractor of the model file `path`; see `from_engine`."""
+    needed = {key: values[key] for key in ("backend", "threads") if key in values}
+    options = read_options(name, EngineOptions, needed)
+    return from_engine(name, open_engine(path, options.backend, options.threads), values)

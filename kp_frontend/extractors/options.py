@@ -28,6 +28,18 @@ class Options:
             raise InputError(f"top_k is {self.top_k}, expected at least 1")
 
 
+@dataclass(frozen=True)
+class EngineOptions(Options):
+    """What every extractor with a network takes.  threads: of a CPU backend, 0 = one a core."""
+
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threads < 0:
+            raise InputError(f"threads is {self.threads}, expected at least 1, or 0 for one a core")
+
+
 def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     """Split ``name:key=value,key=value`` into the name (or path) and its options, still as text.
 
