@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("kp_training.cli.train", "train a method on photographs"),
     "export": ("kp_training.cli.export", "write a trained run as ONNX with metadata"),
     "evaluate": ("kp_training.cli.evaluate", "score extractors by the papers' protocols"),
+    "benchmark": ("kp_training.cli.benchmark", "images a second, memory and loading of training on this machine"),
 }
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: resolved configuration, one checkpoint that is always whole, metrics."""
+"""A run's folder: resolved configuration, checkpoints that are always whole, metrics."""
 
 from __future__ import annotations
 
@@ -7,115 +7,207 @@ import json
 import os
 import pickle
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import nn
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.methods import METHODS
-from kp_training.methods.base import Method, read_config
+from kp_training.methods import find_method
+from kp_training.methods.base import Method, Stage, read_config
+from kp_training.train_config import TrainConfig
 
-if TYPE_CHECKING:
-    from kp_training.training import TrainConfig
-
-CHECKPOINT = "last.ckpt"
+CONFIG, LAST, BEST, METRICS = "config.yaml", "last.ckpt", "best.ckpt", "metrics.json"
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes beside the target and renames, so that a killed run leaves the old checkpoint or the new, never half."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises InputError where the disk takes no more; what was there stays."""
         beside = Path(f"{path}.writing")
-        super().save_checkpoint(checkpoint, beside, storage_options)
+        try:
+            super().save_checkpoint(checkpoint, beside, storage_options)
+        except (OSError, RuntimeError) as error:  # PyTorch's zip writer makes a RuntimeError of a full disk
+            beside.unlink(missing_ok=True)
+            raise InputError(f"{path} could not be written ({str(error).splitlines()[0]}); the checkpoint before it is "
+                             f"whole: free some space, then train --resume {Path(path).parent}") from error
         os.replace(beside, path)
 
 
 class Run:
     """One training run and where it lives.
 
-    folder: holds ``config.yaml``, ``last.ckpt``, TensorBoard events and, at the end, ``metrics.json``.
+    folder: holds ``config.yaml``, ``last.ckpt`` (of the stage in hand), ``best.ckpt``, ``STAGE.ckpt`` of each stage
+    that is over but the last, TensorBoard events and ``metrics.json``.
+    configs: of the loop, by stage name.
     """
 
-    def __init__(self, folder: Path, name: str, method: Method, train_config: TrainConfig, data: list[str]) -> None:
-        self.folder, self.name, self.method, self.train_config, self.data = folder, name, method, train_config, data
+    def __init__(
+        self, folder: Path, name: str, method: Method, configs: dict[str, TrainConfig], data: list[str]
+    ) -> None:
+        self.folder, self.name, self.method, self.configs, self.data = folder, name, method, configs, data
+        self.stages = method.stages()
 
     @property
-    def checkpoint(self) -> Path:
-        return self.folder / CHECKPOINT
+    def last(self) -> Path:
+        return self.folder / LAST
 
     def description(self) -> dict[str, Any]:
         """All that is needed to build this run again, as plain values."""
-        return {"method": self.name, "settings": asdict(self.method.config), "training": asdict(self.train_config),
+        training = {name: asdict(config) for name, config in self.configs.items()}
+        return {"method": self.name, "settings": asdict(self.method.config), "training": training,
                 "data": list(self.data), "revision": git_revision()}
-
-    def steps_done(self) -> int:
-        """Optimizer steps of the run's checkpoint, 0 without one."""
-        return int(load_checkpoint(self.checkpoint)["global_step"]) if self.checkpoint.exists() else 0
 
     def write_config(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(self.description(), sort_keys=False))
+        write_whole(self.folder / CONFIG, yaml.safe_dump(self.description(), sort_keys=False))
 
-    def write_metrics(self, metrics: dict[str, float]) -> None:
-        (self.folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    def write_metrics(self, stage: str, metrics: dict[str, float]) -> None:
+        """Keep the metrics of `stage` beside those of the others."""
+        write_whole(self.folder / METRICS, json.dumps(self.metrics() | {stage: metrics}, indent=2) + "\n")
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Metrics by stage; empty before the first stage ended."""
+        file = self.folder / METRICS
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def finished(self, stage: Stage) -> Path | None:
+        """The checkpoint of a stage that is over and has another after it."""
+        file = self.folder / f"{stage.name}.ckpt"
+        return file if file.is_file() else None
+
+    def in_hand(self, stage: Stage) -> dict[str, Any] | None:
+        """The last checkpoint where it is of `stage`."""
+        checkpoint = load_checkpoint(self.last) if self.last.is_file() else None
+        return checkpoint if checkpoint and checkpoint["kp_training"]["stage"] == stage.name else None
+
+    def finish(self, stage: Stage) -> None:
+        """Put the last checkpoint away as that of `stage`."""
+        os.replace(self.last, self.folder / f"{stage.name}.ckpt")
+        (self.folder / BEST).unlink(missing_ok=True)
 
 
-def build_run(folder: Path, name: str, values: dict[str, Any], data: list[str]) -> Run:
-    """A Run from a method's name and flat settings, the method's and the loop's mixed.
+def build_run(folder: Path, name: str, data: list[str], *layers: Mapping[str, Any]) -> Run:
+    """A Run from a method's name and flat settings, the method's and the loop's mixed; later layers win.
 
+    A loop setting holds for every stage, or for one as ``STAGE.setting``.
     Raises InputError for an unknown method or setting, or a value that does not fit.
     """
-    from kp_training.training import TrainConfig
-
-    if name not in METHODS:
-        raise unknown_name("method", name, METHODS)
-    kind = METHODS[name]
-    loop_keys, own_keys = TrainConfig.__dataclass_fields__, kind.Config.__dataclass_fields__
-    for key in values:
-        if key not in loop_keys and key not in own_keys:
-            raise unknown_name("setting", key, [*own_keys, *loop_keys])
+    kind = find_method(name)
+    own_keys, loop_keys = kind.Config.__dataclass_fields__, TrainConfig.__dataclass_fields__
+    values = {key: value for layer in layers for key, value in layer.items()}
     method = kind(read_config(kind.Config, {key: value for key, value in values.items() if key in own_keys}, name))
-    loop_values = method.training_defaults() | {key: value for key, value in values.items() if key in loop_keys}
-    return Run(folder, name, method, read_config(TrainConfig, loop_values, "training"), data)
+    stages = method.stages()
+    loop_names = [*loop_keys, *(f"{stage.name}.{key}" for stage in stages for key in loop_keys)]
+    for key in values:
+        if key not in own_keys and key not in loop_names:
+            raise unknown_name("setting", key, [*own_keys, *loop_keys, *(f"{stage.name}.…" for stage in stages)])
+    configs = {stage.name: read_config(TrainConfig, _loop_values(stage, layers, loop_keys), "training")
+               for stage in stages}
+    return Run(folder, name, method, configs, data)
+
+
+def _loop_values(stage: Stage, layers: tuple[Mapping[str, Any], ...], loop_keys: Any) -> dict[str, Any]:
+    values = dict(stage.training)
+    for layer in layers:
+        values |= {key: value for key, value in layer.items() if key in loop_keys}
+        values |= {key.removeprefix(f"{stage.name}."): value for key, value in layer.items()
+                   if key.startswith(f"{stage.name}.")}
+    return values
+
+
+def open_run(path: Path, overrides: Mapping[str, Any] | None = None, name: str | None = None) -> Run:
+    """The run of a folder or of a checkpoint file; `overrides` replace settings that were stored.
+
+    Raises InputError where there is none, or where it is of another method than `name`.
+    """
+    stored = _read_description(path) if path.is_dir() else load_checkpoint(path)["kp_training"]
+    if name is not None and name != stored["method"]:
+        raise InputError(f"{path} was trained by method {stored['method']!r}, not {name!r}; "
+                         "resume it without --method, or start a new run")
+    loop = {f"{stage}.{key}": value for stage, values in stored["training"].items() for key, value in values.items()}
+    folder = path if path.is_dir() else path.parent
+    return build_run(folder, stored["method"], list(stored["data"]), stored["settings"] | loop, overrides or {})
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG
+    if not file.is_file():
+        raise InputError(f"{folder} holds no run (no {CONFIG}); give the folder that `train` named, or a checkpoint")
+    try:
+        stored = yaml.safe_load(file.read_text())
+        if {"method", "settings", "training", "data"} <= set(stored):
+            return stored
+    except (yaml.YAMLError, TypeError):
+        pass
+    raise InputError(f"{file} is not what `kp_training train` wrote; start a new run")
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint at `path` or in that run folder, on the CPU; only plain values and tensors are unpickled.
+    """The checkpoint at `path`, or a run folder's last, on the CPU; only plain values and tensors are unpickled.
 
     Raises InputError where there is none or where it is not one of ours.
     """
-    file = path / CHECKPOINT if path.is_dir() else path
+    file = path / LAST if path.is_dir() else path
     if not file.is_file():
-        raise InputError(f"no checkpoint at {file}; give a run folder with {CHECKPOINT}, or a checkpoint file")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{file} cannot be read as a checkpoint ({reason}); train again or give another") from error
+        raise InputError(f"no checkpoint at {file}; give a run folder with {LAST}, or a checkpoint file")
+    checkpoint = read_weights(file)
     if not isinstance(checkpoint, dict) or "kp_training" not in checkpoint:
         raise InputError(f"{file} was not written by `kp_training train`; give a checkpoint of a run of ours")
     return checkpoint
 
 
-def open_run(
-    path: Path, overrides: dict[str, Any] | None = None, name: str | None = None
-) -> tuple[Run, dict[str, Any]]:
-    """The run of a folder or checkpoint file, and its checkpoint; `overrides` replace settings that were stored.
+def read_weights(file: Path) -> Any:
+    """What a PyTorch file holds, of plain values and tensors only; InputError where it is anything else."""
+    if not file.is_file():
+        raise InputError(f"no weight file {file}")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{file} cannot be read as a checkpoint ({reason}); train again or give another") from error
 
-    Raises InputError where it is of another method than `name`.
+
+def load_network(method: Method, checkpoint: Mapping[str, Any]) -> tuple[Stage, nn.Module]:
+    """The stage that a checkpoint is of, and its network: the averaged weights, or the last where none are kept.
+
+    Raises InputError where the weights do not fit the network.
     """
-    checkpoint = load_checkpoint(path)
-    stored = checkpoint["kp_training"]
-    if name is not None and name != stored["method"]:
-        raise InputError(f"{path} was trained by method {stored['method']!r}, not {name!r}; "
-                         "resume it without --method, or start a new run")
-    values = stored["settings"] | stored["training"] | (overrides or {})
-    folder = path if path.is_dir() else path.parent
-    return build_run(folder, stored["method"], values, list(stored["data"])), checkpoint
+    name = checkpoint["kp_training"]["stage"]
+    stage = next((stage for stage in method.stages() if stage.name == name), None)
+    if stage is None:
+        raise InputError(f"the checkpoint is of stage {name!r}, which {method.variant} has not")
+    network = stage.network()
+    load_trained(network, checkpoint, method.variant)
+    return stage, network
+
+
+def load_trained(network: nn.Module, checkpoint: Mapping[str, Any], source: object) -> None:
+    """Put a checkpoint's averaged weights, or its last where none are kept, into `network`.
+
+    Raises InputError, naming `source`, where they do not fit.
+    """
+    state = checkpoint["state_dict"]
+    prefix = "average." if any(key.startswith("average.") for key in state) else "network."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    try:
+        network.load_state_dict(own)
+    except RuntimeError as error:
+        raise InputError(f"{source}: the weights do not fit {type(network).__name__} "
+                         f"({' '.join(str(error).split())[:160]} …); they are of another network or version") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` beside `path`, then rename: readers see the old file or the new."""
+    beside = path.with_name(path.name + ".writing")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 @functools.cache

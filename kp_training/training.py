@@ -1,127 +1,159 @@
-"""The training loop: any method on any pairs, stopped at any step and continued exactly.
+"""The training loop: the stages of any method, stopped at any step and continued exactly.
 
-Every random draw is a function of (seed, step): item n of the data depends on the seed and n, and each step seeds
-torch anew.  So a checkpoint needs no generator states, and a run that was stopped continues as if it had not been.
+Every random draw is a function of (seed, sample or micro-batch number): item n of the data depends on the seed and n,
+and torch is seeded anew for each micro-batch.  So a checkpoint needs no generator states, a run that was stopped
+continues as if it had not been, and N processes draw what one would that accumulates N batches.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import errno
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import cv2
 import lightning.pytorch as lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
-from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.pairs import EndlessSampler, HomographyPairs, Images, PairBatch
-from kp_training.methods.base import Method
-from kp_training.pictures import Pictures
-from kp_training.runs import AtomicCheckpoints, Run
+from kp_frontend.errors import InputError
+from kp_frontend.resources import cache_folder
+from kp_training.callbacks import Keeper, Progress, ignore_interrupt
+from kp_training.data.images import Images
+from kp_training.methods.base import Context, Stage
+from kp_training.runs import AtomicCheckpoints, Run, load_checkpoint, load_network
+from kp_training.train_config import OPTIMIZERS, PRECISIONS, TrainConfig
+from kp_training.validation import Validation
+from kp_training.weights import load_initial
 
-PICTURES = 4
+LONGEST_WAIT = timedelta(days=2)
+"""Of a process for another that labels images."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Settings of the loop; a method's ``training_defaults`` come before these, the command line before both.
+class Machine:
+    """What a run trains on.
 
-    schedule: ``cosine`` to 1 % of the rate at `steps`, or ``halve`` at four fifths.  warmup: steps.
-    clip: gradient norm, 0 = off.  ema: decay of the averaged weights that are exported, 0 = none.
-    precision: ``32`` or ``bf16`` (the network only; losses are always 32 bit).  workers: loader processes.
-    save_every, log_every: steps.  held_out_pairs: pairs of unseen images that the final metrics are averaged over.
+    accelerator: Lightning's name.  processes, local_processes, rank: torchrun's, or one process.
     """
 
-    steps: int = 20000
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    schedule: str = "cosine"
-    warmup: int = 100
-    clip: float = 5.0
-    ema: float = 0.995
-    precision: str = "32"
-    seed: int = 0
-    workers: int = 1
-    save_every: int = 500
-    log_every: int = 50
-    held_out_pairs: int = 128
+    accelerator: str
+    processes: int = 1
+    local_processes: int = 1
+    rank: int = 0
 
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise unknown_name("schedule", self.schedule, SCHEDULES)
-        if self.precision not in ("32", "bf16"):
-            raise unknown_name("precision", self.precision, ("32", "bf16"))
-        leasts = {"steps": 1, "batch_size": 1, "workers": 0, "save_every": 1, "log_every": 1, "seed": 0,
-                  "held_out_pairs": 1}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
+    @classmethod
+    def here(cls, device: str) -> Machine:
+        """`device` (auto, cpu, cuda, mps) and the processes that torchrun says there are."""
+        processes, local, rank = (int(os.environ.get(name, default)) for name, default in
+                                  (("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1), ("RANK", 0)))
+        return cls(device, processes, local, rank)
 
+    @property
+    def nodes(self) -> int:
+        return self.processes // self.local_processes
 
-def _cosine(step: int, config: TrainConfig) -> float:
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / config.steps, 1)))
+    def device(self) -> torch.device:
+        """This process's device."""
+        if self.accelerator in ("auto", "cuda") and torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        mps = self.accelerator in ("auto", "mps") and torch.backends.mps.is_available()
+        return torch.device("mps" if mps else "cpu")
 
-
-def _halve(step: int, config: TrainConfig) -> float:
-    return 1.0 if step < 0.8 * config.steps else 0.5
+    def strategy(self) -> Any:
+        """Lightning's; parameters may go unused in a step, as where a loss is skipped."""
+        if self.processes == 1:
+            return "auto"
+        backend = "nccl" if self.device().type == "cuda" else "gloo"
+        return DDPStrategy(find_unused_parameters=True, process_group_backend=backend, timeout=LONGEST_WAIT)
 
 
-SCHEDULES = {"cosine": _cosine, "halve": _halve}
+def check_device(device: str) -> None:
+    """Raises InputError for one of auto, cpu, cuda and mps that is not here."""
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device in available and not available[device]():
+        raise InputError(f"--device {device}: PyTorch {torch.__version__} sees none; use --device auto or cpu")
 
 
 class Trained(lightning.LightningModule):
-    """A method's network, the average of its weights over time, and one step of their training."""
+    """A stage's network, the average of its weights over time, and one step of their training."""
 
-    def __init__(self, method: Method, config: TrainConfig) -> None:
+    def __init__(self, stage: Stage, config: TrainConfig, machine: Machine | None = None) -> None:
         super().__init__()
-        self.method, self.config = method, config
+        self.stage, self.config, self.machine = stage, config, machine or Machine("auto")
         torch.manual_seed(config.seed)
-        self.network = method.network().to(memory_format=torch.channels_last)
+        self.network = stage.network().to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval() if config.ema else None
+        self.context: Context | None = None
+        self.dataset: Any = None
+        self._step, self._micro = -1, 0
 
     @property
     def exported(self) -> nn.Module:
         """The network to export and to evaluate."""
         return self.network if self.average is None else self.average
 
-    def training_step(self, batch: PairBatch, _: int) -> Tensor:
-        torch.manual_seed(hash((self.config.seed, self.global_step)) % 2**63)
-        losses = self.method.losses(lambda images: self.run(self.network, images), batch)
+    def train_dataloader(self) -> DataLoader:
+        """Made here, where processes can wait for the first one: it may have images to label for all."""
+        config, machine = self.config, self.machine
+        if machine.rank:
+            self.trainer.strategy.barrier()
+        self.dataset = self.stage.dataset(self.context)
+        if not machine.rank:
+            self.trainer.strategy.barrier()
+        sampler = EndlessBatches(self.global_step * config.accumulate * machine.processes + machine.rank,
+                                 machine.processes, config.batch_size)
+        return DataLoader(self.dataset, batch_sampler=sampler, num_workers=config.loader_workers,
+                          worker_init_fn=ignore_interrupt, pin_memory=self.device.type == "cuda")
+
+    def on_after_batch_transfer(self, batch: Any, _: int) -> Any:
+        """Seed this micro-batch's draws, the first of which may be its augmentation."""
+        if self._step != self.global_step:
+            self._step, self._micro = self.global_step, 0
+        processes = self.machine.processes
+        number = (self._step * self.config.accumulate + self._micro) * processes + self.machine.rank
+        self._micro += 1
+        torch.manual_seed(hash((self.config.seed, number)) % 2**63)
+        finish = getattr(self.dataset, "finish", None)
+        return finish(batch) if finish else batch
+
+    def training_step(self, batch: Any, _: int) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            losses = self.stage.losses(self.run, self.network, batch)
         if not torch.isfinite(losses["loss"]):
-            raise InputError(f"the loss is {losses['loss'].item()} at step {self.global_step}; --resume the run with a "
-                             f"lower learning_rate (now {self.config.learning_rate:g}) or clip")
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()})
-        self.log("learning_rate", self.optimizers().param_groups[0]["lr"])
+            self._refuse(losses["loss"], batch)
+        self.log_dict({f"{self.stage.name}/{name}": value.detach() for name, value in losses.items()})
+        self.log(f"{self.stage.name}/learning_rate", self.optimizers().param_groups[0]["lr"])
         return losses["loss"]
 
-    def run(self, network: nn.Module, images: Tensor) -> Any:
-        """Outputs of `network` in 32 bit, computed in the configured precision."""
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            outputs = network(images.contiguous(memory_format=torch.channels_last))
-        numbers = [output.float() for output in outputs]
-        return type(outputs)(*numbers) if hasattr(outputs, "_fields") else tuple(numbers)
+    def _refuse(self, loss: Tensor, batch: Any) -> None:
+        file = Path(self.trainer.default_root_dir) / "bad_batch.pt"
+        torch.save({name: values.cpu() for name, values in batch._asdict().items()}, file)
+        raise InputError(f"the loss is {loss.item()} at step {self.global_step} of {self.stage.name}; its batch is in "
+                         f"{file}; --resume with a lower learning_rate (now {self.config.learning_rate:g}) or clip")
+
+    def run(self, network: nn.Module, *inputs: Tensor) -> Any:
+        """See ``methods.base.Run``."""
+        dtype = PRECISIONS[self.config.precision]
+        with torch.autocast(inputs[0].device.type, dtype, enabled=dtype != torch.float32):
+            outputs = network(*(_channels_last(values) for values in inputs))
+        return _to_float(outputs)
 
     def configure_optimizers(self) -> Any:
         config = self.config
-        optimizer = torch.optim.AdamW(self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-
-        def factor(step: int) -> float:
-            return min((step + 1) / (config.warmup + 1), 1) * SCHEDULES[config.schedule](step, config)
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        weights = [weight for weight in self.network.parameters() if weight.requires_grad]
+        rate = config.scaled_learning_rate(self.machine.processes)
+        optimizer = OPTIMIZERS[config.optimizer](weights, rate, config.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -140,140 +172,118 @@ class Trained(lightning.LightningModule):
                 kept.copy_(new)
 
 
-def train(run: Run, images: Images, held_out: Images | None, device: str, minutes: float | None) -> dict[str, float]:
-    """Train `run` to its end, to `minutes` or to Ctrl-C, whichever is first; returns the final metrics.
+class EndlessBatches(Sampler):
+    """Batches `start`, `start` + `step` …, each of `size` consecutive item numbers.
 
-    Stopped early or not, the run's folder holds a checkpoint that continues exactly.
+    Training that goes on after a stop sees what it would have seen; processes take turns.
     """
-    start, config = run.steps_done(), run.train_config
+
+    def __init__(self, start: int, step: int, size: int) -> None:
+        self.start, self.step, self.size = start, step, size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch = self.start
+        while True:
+            yield list(range(batch * self.size, (batch + 1) * self.size))
+            batch += self.step
+
+
+def train(
+    run: Run, images: Images, held_out: Images, device: str, minutes: float | None = None, initial: Path | None = None
+) -> bool:
+    """Train the stages of `run` that are not over yet, to `minutes` or to Ctrl-C; whether all are over now.
+
+    initial: weights that the first stage starts from.  Stopped early or not, the run's folder holds what continues
+    exactly.
+    """
+    machine = Machine.here(device)
     # Here, not in the workers: one forked while OpenCV's threads live would wait for their lock for ever.
     cv2.setNumThreads(0)
-    module = Trained(run.method, config)
-    pairs = HomographyPairs(images, run.method.pairs(), config.seed)
-    loader = DataLoader(pairs, config.batch_size, sampler=EndlessSampler(start * config.batch_size),
-                        num_workers=config.workers, worker_init_fn=_ignore_interrupt)
     keeper = Keeper(run, minutes)
-    callbacks: list[Callback] = [Progress(config.steps, run.folder), keeper]
-    if held_out is not None:
-        callbacks.append(Pictures(run.name, [held_out[index] for index in range(min(PICTURES, len(held_out)))]))
-    trainer = lightning.Trainer(
-        accelerator=device, devices=1, max_steps=config.steps, max_epochs=-1, gradient_clip_val=config.clip or None,
-        logger=TensorBoardLogger(run.folder, name="", version=""), log_every_n_steps=config.log_every,
-        callbacks=callbacks, plugins=[AtomicCheckpoints()], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )
-    with _stop_on_interrupt(trainer):
-        trainer.fit(module, loader, ckpt_path=str(run.checkpoint) if start else None, weights_only=True)
-    metrics = {"steps": float(trainer.global_step), "minutes": keeper.minutes()}
-    if held_out is not None:
-        metrics |= evaluate_losses(module, HomographyPairs(held_out, run.method.pairs(), config.seed))
-    run.write_metrics(metrics)
-    return metrics
+    for number, stage in enumerate(run.stages):
+        if run.finished(stage):
+            continue
+        if not _train_stage(run, stage, machine, images, held_out, keeper, None if number else initial):
+            return False
+        if stage is not run.stages[-1] and machine.rank == 0:
+            run.finish(stage)
+    return True
 
 
-def evaluate_losses(module: Trained, pairs: HomographyPairs) -> dict[str, float]:
-    """Mean of the method's losses of the exported network over the first pairs."""
-    network = module.exported.eval()
-    totals: dict[str, list[float]] = {}
-    torch.manual_seed(module.config.seed)
-    loader = DataLoader(pairs, module.config.batch_size, sampler=range(module.config.held_out_pairs))
-    with torch.no_grad():
-        for batch in loader:
-            batch = PairBatch(*(part.to(module.device) for part in batch))
-            for name, value in module.method.losses(lambda images: module.run(network, images), batch).items():
-                totals.setdefault(f"held_out/{name}", []).append(value.item())
-    return {name: float(np.mean(values)) for name, values in totals.items()}
-
-
-class Keeper(Callback):
-    """Saves the run every so often and at its end, and ends it when its minutes are over."""
-
-    def __init__(self, run: Run, minutes: float | None) -> None:
-        self.run, self.limit, self.earlier, self.start = run, minutes, 0.0, time.monotonic()
-
-    def minutes(self) -> float:
-        """Minutes spent training, those before a resume included."""
-        return self.earlier + (time.monotonic() - self.start) / 60
-
-    def state_dict(self) -> dict[str, float]:
-        return {"minutes": self.minutes()}
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.earlier = state_dict["minutes"]
-
-    def on_train_start(self, *_: Any) -> None:
-        self.start = time.monotonic()
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.run.train_config.save_every == 0:
-            trainer.save_checkpoint(self.run.checkpoint)
-        if self.limit is not None and (time.monotonic() - self.start) / 60 > self.limit:
-            trainer.should_stop = True
-
-    def on_train_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        trainer.save_checkpoint(self.run.checkpoint)
-
-    def on_save_checkpoint(self, trainer: lightning.Trainer, _: lightning.LightningModule, checkpoint: dict) -> None:
-        checkpoint["kp_training"] = self.run.description()
-
-
-class Progress(Callback):
-    """A bar with the losses and the time left on a terminal; a line at each log step elsewhere."""
-
-    def __init__(self, steps: int, folder: Path) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        self.console = Console()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
-        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task(folder.name, total=steps, losses="")
-
-    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self.bar.start()
-        self.bar.update(self.task, completed=trainer.global_step)
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self.bar.update(self.task, completed=trainer.global_step)
-        if trainer.global_step % trainer.log_every_n_steps:
-            return
-        values = trainer.callback_metrics
-        losses = "  ".join(f"{name.removeprefix('train/')} {value:.3f}" for name, value in values.items()
-                           if name.startswith("train/"))
-        self.bar.update(self.task, losses=losses)
-        if not self.console.is_terminal:
-            print(f"{time.strftime('%H:%M:%S')} step {trainer.global_step}  {losses}", flush=True)
-
-    def on_train_end(self, *_: Any) -> None:
-        self.bar.stop()
-
-    def on_exception(self, *_: Any) -> None:
-        self.bar.stop()
-
-
-@contextmanager
-def _stop_on_interrupt(trainer: lightning.Trainer) -> Iterator[None]:
-    """The first Ctrl-C ends training after the step in hand, so that what is saved is whole; a second one kills."""
-
-    def stop(*_: Any) -> None:
-        print("\nstopping after this step; --resume continues the run (Ctrl-C again to stop at once)", flush=True)
-        trainer.should_stop = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
+def _train_stage(
+    run: Run, stage: Stage, machine: Machine, images: Images, held_out: Images, keeper: Keeper, initial: Path | None
+) -> bool:
+    """Whether the stage came to its end."""
+    config, device = run.configs[stage.name], machine.device()
+    if config.precision == "16" and device.type != "cuda":
+        raise InputError(f"precision=16 needs a GPU (here: {device}); use precision=bf16")
+    module, checkpoint = Trained(stage, config, machine), run.in_hand(stage)
+    module.context = context_of(run, stage, machine, images)
+    if checkpoint is None:
+        _start(module, stage, initial)
+    validation = Validation(run, stage, held_out)
+    keeper.begin(stage)
+    trainer = trainer_of(run, config, machine, [Progress(stage.name, config.steps), validation, keeper])
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        trainer.fit(module, ckpt_path=str(run.last) if checkpoint else None, weights_only=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        advice = f"free some space, then train --resume {run.folder}"
+        raise InputError(f"{run.folder}: {error.strerror}; {advice}") from error
+    over = trainer.global_step >= config.steps or validation.exhausted
+    if machine.rank == 0:
+        run.write_metrics(stage.name, {"steps": float(trainer.global_step), "minutes": keeper.minutes(),
+                                       **validation.latest, **validation.best_metrics()})
+    return over
 
 
-def _ignore_interrupt(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def trainer_of(run: Run, config: TrainConfig, machine: Machine, callbacks: list[Callback]) -> lightning.Trainer:
+    """Lightning's loop for one stage of `run`."""
+    return lightning.Trainer(
+        accelerator=machine.device().type, devices=machine.local_processes, num_nodes=machine.nodes,
+        strategy=machine.strategy(), use_distributed_sampler=False, max_steps=config.steps, max_epochs=-1,
+        precision="16-mixed" if config.precision == "16" else "32-true", accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip or None, log_every_n_steps=config.log_every, default_root_dir=run.folder,
+        logger=TensorBoardLogger(run.folder, name="", version=""), callbacks=callbacks, plugins=[AtomicCheckpoints()],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )
+
+
+def _start(module: Trained, stage: Stage, initial: Path | None) -> None:
+    if initial is not None:
+        load_initial(module.network, initial)
+    if stage.start is not None:
+        stage.start(module.network, module.context)
+    if module.average is not None:
+        module.average.load_state_dict(module.network.state_dict())
+
+
+def context_of(run: Run, stage: Stage, machine: Machine, images: Images) -> Context:
+    """What `stage` of `run` makes its data from."""
+    config, device = run.configs[stage.name], machine.device()
+    on_device = config.augment == "device" or (config.augment == "auto" and device.type == "cuda")
+
+    def trained(name: str) -> nn.Module:
+        earlier = next(earlier for earlier in run.stages if earlier.name == name)
+        _, network = load_network(run.method, load_checkpoint(run.finished(earlier) or run.folder / f"{name}.ckpt"))
+        return network.eval().to(device)
+
+    items = config.steps * config.batch_size * config.accumulate * machine.processes
+    return Context(images, config.seed, device, on_device, cache_folder("labels"), trained, items)
+
+
+def _channels_last(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+
+
+def _to_float(outputs: Any) -> Any:
+    """Tensors in 32 bit, whatever holds them."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, Mapping):
+        return {name: _to_float(values) for name, values in outputs.items()}
+    if outputs is None:
+        return None
+    parts = [_to_float(values) for values in outputs]
+    return type(outputs)(*parts) if hasattr(outputs, "_fields") else tuple(parts)

@@ -16,9 +16,9 @@ from kp_training.geometry import sampling
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_paper_homography_keeps_the_source_inside_the_target(seed):
+def test_kp2d_homography_keeps_the_source_inside_the_target(seed):
     rng = np.random.default_rng(seed)
-    corners = geometry.PaperHomographies().sample(rng)
+    corners = geometry.Kp2dHomographies().sample(rng)
     assert np.abs(corners).max() <= 1 + 1e-9
     assert cv2.contourArea(corners.astype(np.float32)) > 0.3, "a view, not a sliver, and not mirrored away"
 
@@ -102,7 +102,7 @@ def test_torch_and_numpy_warp_alike():
     np.testing.assert_allclose(warped[0].numpy(), geometry.warp_points(homography, points), atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["wide", "paper"])
+@pytest.mark.parametrize("name", ["wide", "kp2d"])
 def test_pairs_agree_with_their_homography(name):
     """Warping view 0 by the homography gives view 1, where both show the photograph."""
     config = PairConfig(geometry=name, style="off", height=96, width=128, corners=False, turn_share=0.3)
@@ -181,6 +181,6 @@ def test_blur_does_not_move_the_image():
 
 
 def test_geometry_names_are_checked():
-    with pytest.raises(ValueError, match=r"pair geometry 'flat'.*paper, wide"):
+    with pytest.raises(ValueError, match=r"pair geometry 'flat'.*kp2d, kp2d_paper, silk, superpoint, wide"):
         HomographyPairs(ProceduralImages(1), PairConfig(geometry="flat"), 0)
-    assert set(GEOMETRIES) == {"paper", "wide"}
+    assert set(GEOMETRIES) == {"kp2d", "kp2d_paper", "silk", "superpoint", "wide"}

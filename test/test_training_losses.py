@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kp_training.losses import detection, dual_softmax, keypointnet
+from kp_training.losses import detection, dual_softmax
 from kp_training.methods.base import read_config
-from kp_training.methods.kp2d import Kp2d, Kp2dConfig
-from kp_training.networks import CompactNet, KeyPointNet
-from kp_training.networks.keypointnet import CellMaps, without_border
+from kp_training.methods.kp2d import Kp2dConfig
+from kp_training.networks.compact import CompactNet
 
 
 @pytest.fixture(autouse=True)
@@ -20,19 +19,8 @@ def _seed():
     torch.manual_seed(0)
 
 
-def test_parameter_counts():
-    assert sum(value.numel() for value in KeyPointNet().parameters()) == 5_312_227
+def test_compact_is_small():
     assert sum(value.numel() for value in CompactNet().parameters()) < 350_000
-
-
-def test_keypointnet_maps():
-    maps = KeyPointNet().eval()(torch.rand(1, 3, 40, 56))
-    assert maps.scores.shape == (1, 1, 5, 7)
-    assert maps.offsets.shape == (1, 2, 5, 7)
-    assert maps.descriptors.shape == (1, 256, 10, 14)
-    ring = maps.scores[0, 0] * (1 - without_border(maps.scores)[0, 0])
-    assert ring.abs().max() == 0
-    assert (maps.scores[0, 0, 1:-1, 1:-1] > 0).all()
 
 
 def test_compact_scores_move_with_the_image():
@@ -185,125 +173,6 @@ def test_location_loss_measures_the_shift_and_moves_the_peak():
     assert gradient[0, 0, 9, 10] > 0 > gradient[0, 0, 9, 8], "mass must move towards the other view's point"
 
 
-def _random_maps(seed: int) -> CellMaps:
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(1, 1, 6, 8, generator=generator) * without_border(torch.ones(1, 1, 6, 8))
-    return CellMaps(scores, torch.tanh(torch.randn(1, 2, 6, 8, generator=generator)),
-                    torch.randn(1, 5, 12, 16, generator=generator))
-
-
-def _slow_paper_losses(source, target, shift):
-    """KP2D's losses point by point for a homography that is a shift by whole pixels."""
-    def points(maps):
-        return [(8 * j + 3.5 + 7 * float(maps.offsets[0, 0, i, j]), 8 * i + 3.5 + 7 * float(maps.offsets[0, 1, i, j]))
-                for i in range(6) for j in range(8)]
-
-    def at(values, x, y):
-        return values.reshape(-1, values.shape[-2] * values.shape[-1])
-
-    def read(maps, x, y):
-        height, width = maps.shape[-2:]
-        column, row = min(max(x / 63 * (width - 1), 0), width - 1), min(max(y / 47 * (height - 1), 0), height - 1)
-        j, i = min(int(column), width - 2), min(int(row), height - 2)
-        a, b = column - j, row - i
-        corners = maps[0, :, i : i + 2, j : j + 2]
-        return ((1 - b) * ((1 - a) * corners[:, 0, 0] + a * corners[:, 0, 1])
-                + b * ((1 - a) * corners[:, 1, 0] + a * corners[:, 1, 1]))
-
-    points0, points1 = points(source), points(target)
-    scores0, scores1 = source.scores.reshape(-1).tolist(), target.scores.reshape(-1).tolist()
-    ring = without_border(source.scores).reshape(-1).tolist()
-    pairs, consistency, described = [], [], []
-    for number, (x, y) in enumerate(points0):
-        u, v = x + shift[0], y + shift[1]
-        if not ring[number] or not (0 <= u <= 63 and 0 <= v <= 47):
-            continue
-        distance, nearest = min((math.dist((u, v), point), k) for k, point in enumerate(points1))
-        if distance < 4:
-            pairs.append((distance, scores0[number], scores1[nearest]))
-        consistency.append((float(read(target.scores, u, v)) - scores0[number]) ** 2)
-        described.append(((u, v), F.normalize(read(source.descriptors, x, y), dim=0),
-                          F.normalize(read(target.descriptors, u, v), dim=0)))
-    mean = sum(distance for distance, *_ in pairs) / len(pairs)
-    score = sum((s + t) * (distance - mean) for distance, s, t in pairs) / len(pairs)
-    triplets = []
-    for place, own, there in described:
-        others = [float((own - other).norm()) for where, _, other in described
-                  if max(abs(where[0] - place[0]), abs(where[1] - place[1])) > 4]
-        triplets.append(max(float((own - there).norm()) - min(others) + 0.2, 0))
-    return {"location": mean, "score": score + 2 * sum(consistency) / len(consistency),
-            "descriptor": 2 * sum(triplets) / len(triplets)}
-
-
-def test_paper_losses_reference():
-    source, target, shift = _random_maps(1), _random_maps(2), (5.0, -3.0)
-    homography = torch.tensor([[[1, 0, shift[0]], [0, 1, shift[1]], [0, 0, 1.0]]])
-    losses = keypointnet.paper_losses(source, target, homography, 8, 2.0)
-    for name, value in _slow_paper_losses(source, target, shift).items():
-        assert float(losses[name]) == pytest.approx(value, rel=1e-3), name
-    parts = sum(float(losses[name]) for name in ("location", "score", "descriptor"))
-    assert float(losses["loss"]) == pytest.approx(parts)
-
-
-def test_hardest_negative_lies_outside_the_box(monkeypatch):
-    """The descriptor next to the truth is the hardest one; it counts from more than 4 pixels away on."""
-    codes = F.normalize(torch.randn(1, 30, 40), dim=1)  # one descriptor for each column of a 40-pixel wide map
-
-    def loss(apart):
-        points = torch.tensor([[[20.0, 1], [20.0 + apart, 1], *[[x, 1] for x in (0, 2, 4, 6, 8, 10)]]])
-        maps = codes[:, :, None].repeat(1, 1, 3, 1).clone()
-        maps[..., 20 + int(apart)] = 0.9 * maps[..., 20] + 0.1 * maps[..., 20 + int(apart)]
-        usable = torch.ones(1, points.shape[1], dtype=torch.bool)
-        return float(keypointnet.descriptor_loss(maps, maps, points, points, usable, 3, 40))
-
-    monkeypatch.setattr(keypointnet, "LEAST_CELLS", 1)
-    assert loss(4) == 0
-    assert loss(5) > 0
-
-
-def test_paper_losses_gradients():
-    """Location and score losses reach offsets and scores; the descriptor loss reaches descriptors only."""
-    source, target = (CellMaps(*(part.clone().requires_grad_() for part in _random_maps(seed))) for seed in (1, 2))
-    losses = keypointnet.paper_losses(source, target, torch.eye(3)[None], 8, 2.0)
-    flows = {
-        name: [gradient is not None and bool(gradient.abs().sum() > 0)
-               for gradient in torch.autograd.grad(losses[name], source, retain_graph=True, allow_unused=True)]
-        for name in ("location", "score", "descriptor")
-    }
-    assert flows == {"location": [False, True, False], "score": [True, True, False], "descriptor": [False, False, True]}
-
-
-def test_paper_losses_without_any_association_are_finite():
-    maps = CellMaps(*(part.requires_grad_() for part in _random_maps(1)))
-    far = torch.tensor([[[1.0, 0, 1e4], [0, 1, 0], [0, 0, 1]]])
-    losses = keypointnet.paper_losses(maps, _random_maps(2), far, 8, 2.0)
-    losses["loss"].backward()
-    assert float(losses["loss"]) == 0
-    assert all(torch.isfinite(part.grad).all() for part in maps)
-
-
-def test_cell_points_are_the_papers():
-    offsets = torch.zeros(1, 2, 2, 3)
-    offsets[0, :, 1, 2] = torch.tensor([1.0, -0.5])
-    points = keypointnet.cell_points(offsets, 8, 2.0)
-    assert points[0, 0].tolist() == [3.5, 3.5]
-    assert points[0, 5].tolist() == [19.5 + 7, 11.5 - 3.5]
-
-
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"network": "huge"}, "unknown network 'huge'; choose one of: compact, keypointnet"),
-    ({"objective": "magic"}, "unknown objective"),
-    ({"objective": "dual_softmax"}, "needs scores at full resolution"),
-    ({"network": "compact", "height": 100}, "height=100: expected a multiple of 32"),
-    ({"width": -8}, "width=-8: expected a multiple of 8"),
-    ({"turn_share": 1.5}, r"turn_share=1.5.*shares from 0 to 1"),
-    ({"temperature": 0.0}, r"temperature=0: expected more than 0"),
-])
-def test_settings_that_do_not_go_together(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Kp2d(Kp2dConfig(**settings))
-
-
 def test_config_values_are_converted_and_checked():
     config = read_config(Kp2dConfig, {"height": "96", "zoom": "1.5", "network": "compact"}, "kp2d")
     assert (config.height, config.zoom, config.network) == (96, 1.5, "compact")
@@ -312,9 +181,3 @@ def test_config_values_are_converted_and_checked():
             read_config(Kp2dConfig, {key: value}, "kp2d")
     with pytest.raises(ValueError, match=r"unknown kp2d setting 'hight'; choose one of: .*height"):
         read_config(Kp2dConfig, {"hight": 3}, "kp2d")
-
-
-def test_defaults_follow_the_network():
-    paper, compact = Kp2d(Kp2dConfig()), Kp2d(Kp2dConfig(network="compact"))
-    assert (paper.objective, paper.pairs().geometry, paper.pairs().height) == ("paper", "paper", 240)
-    assert (compact.objective, compact.pairs().geometry, compact.pairs().color) == ("dual_softmax", "wide", "gray")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -17,14 +20,17 @@ import yaml
 
 from kp_training.__main__ import main
 from kp_training.data import Joined, open_images
+from kp_training.data.pairs import HomographyPairs
 from kp_training.data.photos import PhotoFolder, is_held_out
 from kp_training.data.procedural import ProceduralImages
+from kp_training.methods import METHODS
 from kp_training.methods.kp2d import Kp2d
 from kp_training.runs import load_checkpoint
+from kp_training.validation import Validation
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["network=compact", "height=64", "width=64", "batch_size=2", "workers=0", "save_every=2", "log_every=1",
-         "warmup=2", "held_out_pairs=2"]
+         "warmup=2", "validation_pairs=2", "validate_every=4"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def _train(*words: str) -> int:
 
 def test_photos_are_split_by_name_and_bad_files_are_counted(photos, caplog):
     training, kept = PhotoFolder(photos), PhotoFolder(photos, held_out=True)
-    assert "left out 3 of 33 files" in caplog.text
+    assert "left out 1 cut short, 1 smaller than 64 pixels, 1 unreadable, of 33 image files" in caplog.text
     assert len(training) + len(kept) == 30
     assert len(kept) > 0
     assert all(is_held_out(path.name) for path in kept.paths)
@@ -78,11 +84,171 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, photos):
         assert torch.equal(value, parts["state_dict"][name]), name
     moments, again = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (whole, parts))
     assert all(torch.equal(moments[key]["exp_avg"], again[key]["exp_avg"]) for key in moments)
-    start = Kp2d(Kp2d.Config(network="compact")).network().state_dict()
+    start = Kp2d(Kp2d.Config(network="compact")).stages()[0].network().state_dict()
     assert any(not torch.equal(start[name], whole["state_dict"][f"network.{name}"]) for name in start)
-    metrics = json.loads((tmp_path / "parts" / "metrics.json").read_text())
-    assert metrics["steps"] == 4
-    assert np.isfinite(metrics["held_out/loss"])
+    assert (tmp_path / "whole" / "best.ckpt").is_file()
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text())["train"] for name in ("whole", "parts"))
+    assert (first["steps"], first["best/step"]) == (4, 4)
+    assert {key: value for key, value in first.items() if key != "minutes"} == {
+        key: value for key, value in second.items() if key != "minutes"}
+    assert {"Rep", "LE", "MMA@3", "M.Score", "Cor-3"} <= set(first)
+
+
+def test_killed_run_ends_as_if_it_had_not_been(tmp_path):
+    """`kill -9` in the middle of training, then --resume: the same weights as without, bit for bit."""
+    words = ["--method", "kp2d", "--data", "procedural:4", *SMALL, "precision=bf16"]
+    assert _train("--run", tmp_path / "whole", "--steps", "9", *words) == 0
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "kp_training", "train", "--run", str(killed), "--steps", "9", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "step 5 " in line:
+            process.kill()
+            break
+    process.wait(60)
+    process.stdout.close()
+    assert load_checkpoint(killed)["global_step"] in (4, 6)
+    assert _train("--resume", killed) == 0
+    whole, resumed = load_checkpoint(tmp_path / "whole"), load_checkpoint(killed)
+    assert resumed["global_step"] == 9
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+
+
+def test_two_processes_learn_what_one_does_that_accumulates_two_batches(tmp_path):
+    """Over gloo, as `torchrun` starts them: the data, the draws and so the weights are the same."""
+    words = ["train", "--method", "kp2d", "--steps", "3", "--data", "procedural:4", *SMALL]
+    assert _train(*words[1:], "--run", tmp_path / "one", "accumulate=2") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--",
+               "kp_training", *words, "--run", str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 3 ") == 1  # the first process speaks for all
+    one, two = load_checkpoint(tmp_path / "one"), load_checkpoint(tmp_path / "two")
+    weights = [name for name in one["state_dict"] if name.endswith(("weight", "bias")) and name.startswith("network")]
+    for name in weights:
+        torch.testing.assert_close(one["state_dict"][name], two["state_dict"][name], atol=1e-5, rtol=1e-4)
+
+
+class TwoStages(Kp2d):
+    """kp2d's stage twice: the second starts from the first one's weights and asks for its network."""
+
+    seen: ClassVar[list] = []
+
+    def stages(self):
+        (stage,) = super().stages()
+
+        def dataset(context):
+            TwoStages.seen.append((context.trained("first"), context.items))
+            return stage.dataset(context)
+
+        def start(network, context):
+            network.load_state_dict(context.trained("first").state_dict())
+
+        return replace(stage, name="first"), replace(stage, name="second", dataset=dataset, start=start)
+
+
+@pytest.fixture
+def two_stages(monkeypatch):
+    monkeypatch.setitem(METHODS, "two", f"{__name__}:TwoStages")
+    TwoStages.seen.clear()
+    return ["--method", "two", "--data", "procedural:2", *SMALL]
+
+
+def test_stages_follow_one_another_and_resume_where_they_stopped(tmp_path, two_stages):
+    run = tmp_path / "run"
+    assert _train("--run", run, "--steps", "2", "--minutes", "1e-6", "second.steps=3", *two_stages) == 0
+    assert load_checkpoint(run)["kp_training"]["stage"] == "first"
+    assert not (run / "first.ckpt").exists()
+    assert _train("--resume", run, "--minutes", "1e-6") == 0  # ends the first stage, since only a step was left
+    assert load_checkpoint(run / "first.ckpt")["global_step"] == 2
+    assert _train("--resume", run) == 0
+    assert load_checkpoint(run)["global_step"] == 3
+    network, items = TwoStages.seen[-1]
+    assert not network.training
+    assert items == 3 * 2
+    state = load_checkpoint(run / "first.ckpt")["state_dict"]
+    assert torch.equal(state["average.describe.1.weight"], network.state_dict()["describe.1.weight"])
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["first"]["steps"], metrics["second"]["steps"]) == (2, 3)
+    resolved = yaml.safe_load((run / "config.yaml").read_text())["training"]
+    assert (resolved["first"]["steps"], resolved["second"]["steps"]) == (2, 3)
+
+
+def test_export_of_an_earlier_stage_is_refused(tmp_path, two_stages, capsys):
+    run = tmp_path / "run"
+    assert _train("--run", run, "--steps", "1", *two_stages) == 0
+    assert main(["export", str(run / "first.ckpt"), "--output", str(tmp_path / "m.onnx")]) == 2
+    assert "is of stage 'first', before the last ('second')" in capsys.readouterr().err
+    assert main(["export", str(run), "--output", str(tmp_path / "m.onnx")]) == 0
+
+
+def test_patience_ends_a_stage_at_its_best(tmp_path, monkeypatch):
+    scores = iter([0.2, 0.5, 0.4, 0.3, 0.9])
+    monkeypatch.setattr(Validation, "_score", lambda *_: {"M.Score": next(scores)})
+    run = tmp_path / "run"
+    words = ["--method", "kp2d", "--data", "procedural:2", "--steps", "50", *SMALL, "validate_every=1", "patience=2"]
+    assert _train("--run", run, *words) == 0
+    assert load_checkpoint(run)["global_step"] == 4
+    assert load_checkpoint(run / "best.ckpt")["global_step"] == 2
+    assert json.loads((run / "metrics.json").read_text())["train"]["best/M.Score"] == 0.5
+
+
+def test_data_is_finished_on_the_device_under_the_steps_seed(tmp_path, monkeypatch):
+    """What `finish` draws depends on the micro-batch alone, so that it is the same after a resume."""
+    draws = []
+
+    def finish(self, batch):
+        draws.append(torch.rand(()).item())
+        return batch
+
+    monkeypatch.setattr(HomographyPairs, "finish", finish, raising=False)
+    words = ["--method", "kp2d", "--data", "procedural:2", "--steps", "4", *SMALL]
+    assert _train("--run", tmp_path / "whole", *words) == 0
+    whole = draws.copy()
+    assert _train("--run", tmp_path / "parts", "--minutes", "1e-6", *words) == 0
+    assert _train("--resume", tmp_path / "parts") == 0
+    assert len(set(whole)) == 4
+    assert draws[4:] == whole
+
+
+def test_training_goes_on_from_another_runs_weights(tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["--method", "kp2d", "--data", "procedural:2", "--steps", "1", *SMALL]
+    assert _train("--run", first, *words) == 0
+    assert _train("--run", second, *words, "--init", first / "last.ckpt", "learning_rate=0") == 0
+    given, kept = (load_checkpoint(run)["state_dict"] for run in (first, second))
+    assert torch.equal(given["average.describe.1.weight"], kept["network.describe.1.weight"])
+    other = [word for word in words if word != "network=compact"]
+    assert _train("--run", tmp_path / "other", *other, "--init", first / "last.ckpt") == 2
+    assert "do not fit" in capsys.readouterr().err
+    torch.save({"strange": torch.zeros(1)}, tmp_path / "strange.pt")
+    assert _train("--run", tmp_path / "strange", *words, "--init", tmp_path / "strange.pt") == 2
+    assert "holds no weights that CompactNet reads" in capsys.readouterr().err
+
+
+def test_full_disk_keeps_the_checkpoint_before(tmp_path):
+    """A limit on the size of files stands for a disk that takes no more."""
+    run = tmp_path / "run"
+    assert _train("--method", "kp2d", "--data", "procedural:2", *SMALL, "--run", run, "--steps", "1") == 0
+    command = [sys.executable, "-m", "kp_training", "train", "--resume", str(run), "--steps", "5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)))
+    assert done.returncode == 2, done.stderr
+    assert "last.ckpt could not be written" in done.stderr
+    assert "free some space, then train --resume" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert load_checkpoint(run)["global_step"] == 1
+    assert _train("--resume", run, "--steps", "3") == 0
+
+
+def test_settings_are_listed_with_their_defaults(capsys):
+    assert _train("--method", "kp2d", "--settings") == 0
+    said = capsys.readouterr().out
+    assert "  temperature=0.07" in said
+    assert "  accumulate=1" in said
+    assert "  train: batch_size=" in said
 
 
 def test_run_folder_holds_the_resolved_configuration(tmp_path):
@@ -94,8 +260,9 @@ def test_run_folder_holds_the_resolved_configuration(tmp_path):
     assert (resolved["method"], resolved["data"]) == ("kp2d", ["procedural:3"])
     assert resolved["settings"]["network"] == "compact"
     assert resolved["settings"]["temperature"] == 0.07
-    assert (resolved["training"]["steps"], resolved["training"]["learning_rate"]) == (1, 0.25e-3)
-    assert {"seed", "ema"} <= set(resolved["training"])
+    loop = resolved["training"]["train"]
+    assert (loop["steps"], loop["learning_rate"]) == (1, 0.25e-3)
+    assert {"seed", "ema"} <= set(loop)
     assert "revision" in resolved
     assert list(run.glob("events.*"))
 
@@ -103,7 +270,7 @@ def test_run_folder_holds_the_resolved_configuration(tmp_path):
 def test_paper_network_trains(tmp_path):
     run = tmp_path / "run"
     assert _train("--method", "kp2d", "--run", run, "--steps", "1", "--data", "procedural:2", "height=48", "width=64",
-                  "batch_size=2", "workers=0", "log_every=1", "held_out_pairs=2") == 0
+                  "batch_size=2", "workers=0", "log_every=1", "validation_pairs=1") == 0
     assert load_checkpoint(run)["kp_training"]["settings"]["network"] == "keypointnet"
 
 
@@ -111,19 +278,20 @@ def test_compact_trains_with_the_papers_losses(tmp_path):
     run = tmp_path / "run"
     words = ("--method", "kp2d", "--steps", "2", "--data", "procedural:2", *SMALL, "objective=paper")
     assert _train("--run", run, *words) == 0
-    metrics = json.loads((run / "metrics.json").read_text())
-    assert {"held_out/location", "held_out/descriptor", "held_out/score"} <= set(metrics)
+    assert json.loads((run / "metrics.json").read_text())["train"]["steps"] == 2
 
 
 def test_diverged_loss_stops_with_a_message(tmp_path, capsys, monkeypatch):
-    def broken(self, network, batch):
-        return {"loss": network(batch.image0.float())[0].sum() * float("nan")}
+    def broken(self, run, network, batch):
+        return {"loss": run(network, batch.image0.float())[0].sum() * float("nan")}
 
-    monkeypatch.setattr(Kp2d, "losses", broken)
+    monkeypatch.setattr(Kp2d, "_losses", broken)
     assert _train("--method", "kp2d", "--run", tmp_path / "run", "--steps", "2", "--data", "procedural:2", *SMALL) == 2
     said = capsys.readouterr().err
     assert "the loss is nan at step 0" in said
     assert "lower learning_rate" in said
+    batch = torch.load(tmp_path / "run" / "bad_batch.pt", weights_only=True)
+    assert batch["image0"].shape == (2, 1, 64, 64)
 
 
 def test_interrupt_leaves_a_run_that_resumes(tmp_path):
@@ -176,8 +344,12 @@ def finished(tmp_path_factory):
     (["--method", "kp2d", "compact"], "'compact': expected key=value"),
     (["--method", "kp2d", "batch_size=many"], "batch_size=many: expected a whole number"),
     (["--method", "kp2d", "batch_size=0"], "batch_size=0: expected at least 1"),
-    (["--method", "kp2d", "schedule=linear"], "unknown schedule 'linear'; choose one of: cosine, halve"),
-    (["--method", "kp2d", "precision=16"], "unknown precision '16'"),
+    (["--method", "kp2d", "schedule=linear"], "unknown schedule 'linear'; choose one of: constant, cosine, drop"),
+    (["--method", "kp2d", "precision=64"], "unknown precision '64'; choose one of: 16, 32, bf16"),
+    (["--method", "kp2d", "precision=16"], "precision=16 needs a GPU"),
+    (["--method", "kp2d", "ema=1"], "ema=1: expected 0 (none) or a decay below 1"),
+    (["--method", "kp2d", "first.steps=1"], "unknown setting 'first.steps'; choose one of:"),
+    (["--method", "kp2d", "--init", "{tmp}/none.pth"], "no weight file"),
     (["--method", "kp2d", "--data", "video:x"], "unknown data source 'video'; choose one of: photos, procedural"),
     (["--method", "kp2d", "--data", "procedural:few"], "procedural:few: expected a number of images"),
     (["--method", "kp2d", "--data", "photos:{tmp}/none"], "is no folder; give a folder of photographs"),
@@ -186,7 +358,7 @@ def finished(tmp_path_factory):
     (["--method", "kp2d", "--device", "mps"], "--device mps: PyTorch"),
     (["--method", "kp2d", "--minutes", "0"], "--minutes 0: expected more than 0"),
     (["--method", "kp2d", "--run", "{run}"], "holds a run already; continue it with --resume"),
-    (["--resume", "{tmp}"], "no checkpoint at"),
+    (["--resume", "{tmp}"], "holds no run (no config.yaml)"),
     (["--resume", "{run}", "--data", "procedural"], "--data does not go with --resume"),
     (["--resume", "{run}", "--method", "silk"], "was trained by method 'kp2d', not 'silk'"),
     (["--resume", "{run}", "network=nope"], "unknown network 'nope'"),
@@ -202,13 +374,13 @@ def test_bad_input_is_one_line(finished, tmp_path, monkeypatch, capsys, words, m
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 half an archive"])
 def test_broken_checkpoints_are_refused(tmp_path, capsys, content):
     (tmp_path / "last.ckpt").write_bytes(content)
-    assert _train("--resume", tmp_path) == 2
+    assert _train("--resume", tmp_path / "last.ckpt") == 2
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
 def test_checkpoints_of_others_are_refused(tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
-    assert _train("--resume", tmp_path) == 2
+    assert _train("--resume", tmp_path / "last.ckpt") == 2
     assert "was not written by `kp_training train`" in capsys.readouterr().err
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,33 +16,73 @@ from kp_frontend.errors import InputError
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; raises InputError for what cannot be used."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
     if options.top_k is not None:
         raise InputError("--top-k asks for the sparse profile, which this version does not export; leave it out: "
                          "the dense profile takes top_k at run time")
     if options.output.suffix != ".onnx":
         raise InputError(f"--output {options.output}: expected a file name that ends in .onnx")
-    from kp_training.export.onnx import deployed_module, export_onnx, metadata_of
-    from kp_training.runs import git_revision, open_run
+    if options.settings and not options.method:
+        raise InputError(f"{options.settings[0]}: settings go with --method; a run has its own")
+    from kp_training.deployment import metadata_of
+    from kp_training.export.onnx import export_onnx
+    from kp_training.runs import git_revision
 
-    run, checkpoint = open_run(options.run)
-    images = check_images(options.check_image)
-    folder_metrics = run.folder / "metrics.json"
-    metrics = json.loads(folder_metrics.read_text()) if folder_metrics.is_file() else {}
+    source = _published(options) if options.method else _trained(options.run)
     metadata = metadata_of(
-        run.name, run.method, licence=options.licence, metrics=metrics | {"steps": float(checkpoint["global_step"])},
-        data=options.data or ", ".join(_without_folders(spec) for spec in run.data), revision=git_revision(),
+        source.name, source.method, source.network, licence=options.licence, revision=git_revision(),
+        metrics=source.metrics, data=options.data or source.data,
     )
-    outputs = run.method.decoding().outputs
-    difference = export_onnx(deployed_module(run.method, checkpoint), outputs, metadata, options.output, images)
-    print(f"{options.output}: {options.output.stat().st_size / 1e6:.2f} MB, step {checkpoint['global_step']}, "
+    images = check_images(options.check_image)
+    decoding, module = source.method.decoding(), source.method.stages()[-1].deployed(source.network).eval()
+    difference = export_onnx(module, decoding.outputs, metadata, options.output, images, decoding.points)
+    print(f"{options.output}: {source.name} {source.method.variant}, {options.output.stat().st_size / 1e6:.2f} MB, "
           f"differs from PyTorch by {difference:.1e} on {len(images)} images")
     return 0
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is exported: a method by its name, its trained network, and what to say of the training."""
+
+    name: str
+    method: Any
+    network: Any
+    metrics: dict[str, float]
+    data: str
+
+
+def _trained(path: Path) -> Source:
+    """The last stage of a run."""
+    from kp_training.runs import load_checkpoint, load_network, open_run
+
+    run, checkpoint = open_run(path), load_checkpoint(path)
+    stage, network = load_network(run.method, checkpoint)
+    if stage.name != run.stages[-1].name:
+        raise InputError(f"{path} is of stage {stage.name!r}, before the last ({run.stages[-1].name!r}); "
+                         f"finish the run first: train --resume {run.folder}")
+    metrics = run.metrics().get(stage.name, {}) | {"steps": float(checkpoint["global_step"])}
+    return Source(run.name, run.method, network, metrics, ", ".join(_without_folders(spec) for spec in run.data))
+
+
+def _published(options: argparse.Namespace) -> Source:
+    """A weight file as its authors published it, in the network of --method."""
+    from kp_training.cli.train import read_settings
+    from kp_training.runs import build_run
+    from kp_training.weights import load_initial
+
+    run = build_run(Path(), options.method, [], read_settings(options.settings))
+    network = run.stages[-1].network()
+    load_initial(network, options.run)
+    return Source(options.method, run.method, network, {}, f"published weights {options.run.name}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("export", description="Write a trained run as ONNX with metadata (dense profile).")
-    parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT", help="run folder or checkpoint file")
+    parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT",
+                        help="run folder or checkpoint file; with --method: a weight file that its authors published")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of --method, as for train")
+    parser.add_argument("--method", help="method whose published weight file is given")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
     parser.add_argument("--check-image", type=Path, metavar="DIR", help="photographs to check against PyTorch on")
     parser.add_argument("--licence", default="", help="licence of the weights, for the metadata")

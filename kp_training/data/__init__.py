@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.pairs import Images
+from kp_training.data.images import Images
 from kp_training.data.photos import PhotoFolder
 from kp_training.data.procedural import ProceduralImages
 
@@ -23,6 +23,7 @@ class Joined:
     def __init__(self, sources: Sequence[Images]) -> None:
         self.sources = sources
         self.ends = np.cumsum([len(source) for source in sources])
+        self.identity = "+".join(source.identity for source in sources)
 
     def __len__(self) -> int:
         return int(self.ends[-1])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -15,21 +16,18 @@ from torch.utils.data import Dataset, Sampler
 from kp_frontend.errors import unknown_name
 from kp_training.augment import apply_style
 from kp_training.data.corners import averaged_corners, draw_labels
+from kp_training.data.images import Images
+from kp_training.device_augment import light_images
 from kp_training.geometry.homography import (
-    PaperHomographies,
+    Kp2dHomographies,
+    SilkHomographies,
+    SuperPointHomographies,
     WideHomographies,
     homography_from_corners,
     view_corners,
     warp_points,
 )
-
-
-class Images(Protocol):
-    """Where photographs come from: H×W×3 BGR uint8 by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> np.ndarray: ...
+from kp_training.geometry.views import Part, cut_part, to_channels, warp_parts, warp_view
 
 
 class PairBatch(NamedTuple):
@@ -49,11 +47,22 @@ class PairBatch(NamedTuple):
     labels1: Tensor
 
 
+class PairParts(NamedTuple):
+    """B pairs before ``HomographyPairs.finish``: what each view needs of its photograph; the rest as in PairBatch."""
+
+    part0: Part
+    part1: Part
+    homography: Tensor
+    labels0: Tensor
+    labels1: Tensor
+
+
 @dataclass(frozen=True)
 class PairConfig:
     """How pairs are made.
 
-    geometry: ``paper`` (KP2D's) or ``wide``.  style: photometric style of ``augment``.  color: ``gray`` or ``rgb``.
+    geometry: a name in GEOMETRIES; ``wide`` is ours.  style: photometric style of ``augment``.
+    color: ``gray`` or ``rgb``.
     height, width: of the views in pixels.  turn_share: share of wide pairs turned by anything up to ±180°.
     zoom, stretch, hardness: of wide pairs, see WideHomographies.  corners: whether corner labels are made.
     """
@@ -71,15 +80,24 @@ class PairConfig:
 
 
 class HomographyPairs(Dataset):
-    """Endless pairs of views; item n depends on `images`, `config`, `seed` and n alone."""
+    """Endless pairs of views; item n depends on `images`, `config`, `seed` and n alone.
 
-    def __init__(self, images: Images, config: PairConfig, seed: int) -> None:
+    points: image index → N×3 float32 (x, y, strength in (0, 1]) that the labels are drawn from; by default
+    ``averaged_corners`` where the config wants corners.
+    on_device: items are PairParts, and ``finish`` makes a batch of them into a PairBatch on the training device.
+    """
+
+    def __init__(
+        self, images: Images, config: PairConfig, seed: int, points: Callable[[int], np.ndarray] | None = None,
+        on_device: bool = False,
+    ) -> None:
         if config.geometry not in GEOMETRIES:
             raise unknown_name("pair geometry", config.geometry, GEOMETRIES)
-        self.images, self.config, self.seed = images, config, seed
+        self.images, self.config, self.seed, self.points = images, config, seed, points
+        self.on_device = on_device
         self._corners: dict[int, np.ndarray] = {}
 
-    def __getitem__(self, number: int) -> PairBatch:
+    def __getitem__(self, number: int) -> PairBatch | PairParts:
         config = self.config
         epoch, position = divmod(number, len(self.images))
         index = int(np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.images))[position])
@@ -87,26 +105,49 @@ class HomographyPairs(Dataset):
         photo = self.images[index]
         if config.color == "gray":
             photo = cv2.cvtColor(photo, cv2.COLOR_BGR2GRAY)
-        elif config.style.startswith("paper"):
+        elif config.style.startswith("kp2d"):
             photo = _mix_channels(photo, rng)
         photo_from_views = GEOMETRIES[config.geometry](photo.shape[:2], config, rng)
-        views = [_warp(photo, photo_from_view, config) for photo_from_view in photo_from_views]
-        images = [_to_tensor(apply_style(image, config.style, rng)) for image, _ in views]
-        masks = [torch.from_numpy(mask) for _, mask in views]
+        size = (config.height, config.width)
         labels = [self._labels(index, photo, photo_from_view) for photo_from_view in photo_from_views]
         homography = np.linalg.inv(photo_from_views[1]) @ photo_from_views[0]
-        return PairBatch(*images, torch.from_numpy((homography / homography[2, 2]).astype(np.float32)), *masks, *labels)
+        homography = torch.from_numpy((homography / homography[2, 2]).astype(np.float32))
+        if self.on_device:
+            parts = [cut_part(photo, photo_from_view, *size) for photo_from_view in photo_from_views]
+            return PairParts(*parts, homography, *labels)
+        images, masks = zip(*(warp_view(photo, photo_from_view, *size) for photo_from_view in photo_from_views))
+        images = [to_channels(apply_style(image, config.style, rng)) for image in images]
+        return PairBatch(*images, homography, *map(torch.from_numpy, masks), *labels)
+
+    @torch.no_grad()
+    def finish(self, batch: PairBatch | PairParts) -> PairBatch:
+        """The pairs of a batch of items, warped and lit on the device that it is on; as it is where the loader did it.
+
+        Draws from torch's generator of that device.
+        """
+        if isinstance(batch, PairBatch):
+            return batch
+        parts = Part(*map(torch.cat, zip(batch.part0, batch.part1)))
+        views, masks = warp_parts(parts, self.config.height, self.config.width)
+        images = light_images(views, self.config.style).round().to(torch.uint8)
+        return PairBatch(*images.chunk(2), batch.homography, *masks.chunk(2), batch.labels0, batch.labels1)
 
     def _labels(self, index: int, photo: np.ndarray, photo_from_view: np.ndarray) -> Tensor:
         height, width = self.config.height, self.config.width
-        if not self.config.corners:
+        if self.points is not None:
+            x, y, strengths = self.points(index).T
+        elif not self.config.corners:
             return torch.zeros((height, width), dtype=torch.uint8)
+        else:
+            x, y, strengths = self._averaged_corners(index, photo).T
+        points = warp_points(np.linalg.inv(photo_from_view), np.column_stack([x, y]))
+        return torch.from_numpy(draw_labels(points, strengths, height, width))
+
+    def _averaged_corners(self, index: int, photo: np.ndarray) -> np.ndarray:
         if index not in self._corners:
             grey = photo if photo.ndim == 2 else cv2.cvtColor(photo, cv2.COLOR_BGR2GRAY)
             self._corners[index] = averaged_corners(grey, np.random.default_rng([self.seed, 3, index]))
-        x, y, strengths = self._corners[index].T
-        points = warp_points(np.linalg.inv(photo_from_view), np.column_stack([x, y]))
-        return torch.from_numpy(draw_labels(points, strengths, height, width))
+        return self._corners[index]
 
 
 class EndlessSampler(Sampler):
@@ -137,7 +178,9 @@ def _wide_views(photo_size: tuple[int, int], config: PairConfig, rng: np.random.
     return (first, second) if rng.uniform() < 0.5 else (second, first)
 
 
-def _paper_views(photo_size: tuple[int, int], config: PairConfig, rng: np.random.Generator) -> Sequence[np.ndarray]:
+def _kp2d_views(
+    photo_size: tuple[int, int], config: PairConfig, rng: np.random.Generator, scale: float = Kp2dHomographies.scale
+) -> Sequence[np.ndarray]:
     """photo_from_view of KP2D's source and target; the target is the whole photograph, stretched to the view's size.
 
     The code's base augmentation (flips, ±15°, shift 0.1, scale 0.9 to 1.1) is applied to the target.
@@ -151,27 +194,46 @@ def _paper_views(photo_size: tuple[int, int], config: PairConfig, rng: np.random
     linear = turn * rng.uniform(0.9, 1.1) * rng.choice([-1.0, 1.0], 2)
     base = homography_from_corners(corners, (unit * half) @ linear.T + centre + rng.uniform(-0.1, 0.1, 2) * 2 * half)
     photo_from_target = homography_from_corners(corners, view_corners(*photo_size)) @ base
-    target_from_source = homography_from_corners(corners, PaperHomographies().sample(rng) * half + centre)
+    target_from_source = homography_from_corners(corners, Kp2dHomographies(scale=scale).sample(rng) * half + centre)
     return photo_from_target @ target_from_source, photo_from_target
 
 
-GEOMETRIES = {"wide": _wide_views, "paper": _paper_views}
+def _superpoint_views(
+    photo_size: tuple[int, int], config: PairConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """photo_from_view of SuperPoint's image, the middle of the photograph resized to fill the view, and of its warp."""
+    view = np.array([config.width, config.height])
+    zoom = (np.array(photo_size[::-1]) / view).min()
+    return _crop_and_warp(SuperPointHomographies().sample(rng), (np.array(photo_size[::-1]) - 1) / 2, zoom, config)
 
 
-def _warp(photo: np.ndarray, photo_from_view: np.ndarray, config: PairConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The view and where it shows the photograph; sampled from a halved photograph where the view shrinks it."""
-    size = (config.width, config.height)
-    middle = warp_points(photo_from_view, view_corners(config.height, config.width).mean(0) + np.eye(2))
-    origin = warp_points(photo_from_view, view_corners(config.height, config.width).mean(0)[None])
-    shrink = np.sqrt(abs(np.linalg.det(middle - origin)))
-    mask = cv2.warpPerspective(np.ones(photo.shape[:2], np.uint8), photo_from_view, size,
-                               flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
-    for _ in range(int(np.clip(np.log2(max(shrink, 1e-6)) + 0.4, 0, 3))):
-        photo = cv2.pyrDown(photo)  # its pixel i is centred on pixel 2·i
-        photo_from_view = np.diag([0.5, 0.5, 1.0]) @ photo_from_view
-    view = cv2.warpPerspective(photo, photo_from_view, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-                               borderMode=cv2.BORDER_REFLECT_101)
-    return view, mask.astype(bool)
+def _silk_views(
+    photo_size: tuple[int, int], config: PairConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """photo_from_view of SiLK's crop and of its warp.
+
+    Photographs larger than COCO's are seen as if their shorter side had COCO's 480 pixels.
+    """
+    size, view = np.array(photo_size[::-1]), np.array([config.width, config.height])
+    zoom = min(max(1.0, size.min() / 480), (size / view).min())
+    centre = rng.uniform(zoom * view / 2, size - zoom * view / 2) - 0.5
+    return _crop_and_warp(SilkHomographies().sample(rng), centre, zoom, config)
+
+
+def _crop_and_warp(
+    warp: np.ndarray, centre: np.ndarray, zoom: float, config: PairConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """photo_from_view of an upright crop about `centre`, and of the view whose corners (half widths) `warp` gives."""
+    corners = view_corners(config.height, config.width)
+    half = zoom * np.array([config.width, config.height]) / 2
+    first = homography_from_corners(corners, (corners - corners.mean(0)) * zoom + centre)
+    return first, homography_from_corners(corners, warp * half + centre)
+
+
+GEOMETRIES = {
+    "wide": _wide_views, "kp2d": _kp2d_views, "kp2d_paper": functools.partial(_kp2d_views, scale=0.2),
+    "superpoint": _superpoint_views, "silk": _silk_views,
+}
 
 
 def _mix_channels(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -181,8 +243,3 @@ def _mix_channels(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.uniform() < 0.5:
         photo = cv2.cvtColor(cv2.cvtColor(photo, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     return photo
-
-
-def _to_tensor(image: np.ndarray) -> Tensor:
-    channels = image[None] if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))
-    return torch.from_numpy(channels)

@@ -14,6 +14,7 @@ class ProceduralImages:
 
     def __init__(self, count: int = 400, size: tuple[int, int] = (320, 420), held_out: bool = False) -> None:
         self.count, self.size, self.first = count, size, count if held_out else 0
+        self.identity = f"procedural:{self.first}:{count}:{size[0]}x{size[1]}"
 
     def __len__(self) -> int:
         return self.count
@@ -21,22 +22,29 @@ class ProceduralImages:
     def __getitem__(self, index: int) -> np.ndarray:
         rng = np.random.default_rng([20_26, self.first + index])
         height, width = self.size
-        image = clouds(rng, height, width)
+        image = np.clip(128 + 40 * clouds(rng, height, width, 64, 4, 3), 0, 255).astype(np.uint8)
         for _ in range(rng.integers(25, 80)):
             _draw_shape(image, rng)
-        grain = clouds(rng, height, width, coarsest=4).astype(np.float32) - 128
-        return np.clip(image + 0.25 * rng.uniform() * grain, 0, 255).astype(np.uint8)
+        grain = (clouds(rng, height, width, 4, 1) * np.float32(10 * rng.uniform())).astype(np.int16)
+        return cv2.add(image, cv2.merge([grain] * 3), dtype=cv2.CV_8U)
 
 
-def clouds(rng: np.random.Generator, height: int, width: int, coarsest: int = 64) -> np.ndarray:
-    """H×W×3 uint8 noise with the 1/f spectrum of natural images down from cells of `coarsest` pixels."""
-    total = np.zeros((height, width, 3), np.float32)
-    cell = coarsest
-    while cell >= 1:
-        cells = rng.standard_normal((height // cell + 2, width // cell + 2, 3), np.float32)
-        total += cell * cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
-        cell //= 2
-    return np.clip(128 + total * (40 / total.std()), 0, 255).astype(np.uint8)
+def clouds(
+    rng: np.random.Generator, height: int, width: int, coarsest: int, finest: int, channels: int = 1
+) -> np.ndarray:
+    """H×W[×channels] float32 noise of deviation 1 with the 1/f spectrum of natural images.
+
+    coarsest, finest: cells in pixels, powers of two; finer ones are drawn on top of coarser ones made twice as large.
+    """
+    total = np.zeros((1, 1, channels), np.float32)
+    while coarsest >= finest:
+        rows, columns = -(-height // coarsest) + 1, -(-width // coarsest) + 1
+        grown = cv2.resize(total, (columns, rows), interpolation=cv2.INTER_CUBIC).reshape(rows, columns, channels)
+        total = grown + coarsest * rng.standard_normal(grown.shape, np.float32)
+        coarsest //= 2
+    if finest > 1:
+        total = cv2.resize(total, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.squeeze(total[:height, :width] / total.std())
 
 
 def _draw_shape(image: np.ndarray, rng: np.random.Generator) -> None:

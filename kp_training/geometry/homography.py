@@ -15,10 +15,11 @@ _CORNERS = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
 
 
 @dataclass(frozen=True)
-class PaperHomographies:
+class Kp2dHomographies:
     """KP2D's sampling: the source view lies wholly inside the target (METHODS.md section 1).
 
-    Amplitudes are in the units of the target scaled to [−1, 1]; rotation in radians.
+    Amplitudes are in the units of the target scaled to [−1, 1]; rotation in radians.  scale is the code's; the paper
+    prints 0.2.
     """
 
     patch: float = 0.7
@@ -72,6 +73,59 @@ class WideHomographies:
         return corners @ (factor * squeeze @ _rotation(angle)).T + difficulty * rng.uniform(-self.shift, self.shift, 2)
 
 
+@dataclass(frozen=True)
+class SuperPointHomographies:
+    """SuperPoint's homographic augmentation and adaptation (rpautrat's public numbers; METHODS.md section 2).
+
+    A patch of `patch` of the view is tilted, scaled, moved as far as it stays inside the first view, and turned.
+    Amplitudes are in the units of the view scaled to [0, 1], drawn from normals of half that deviation and cut there;
+    rotation (radians) is uniform, where the code draws from 25 steps.  As in the code, turning acts on the view
+    scaled to a square.
+    """
+
+    patch: float = 0.85
+    perspective: float = 0.2
+    scale: float = 0.2
+    rotation: float = np.pi / 2
+
+    def sample(self, rng: np.random.Generator) -> np.ndarray:
+        """Corners (4×2, in half widths of the first view about its centre) that the second view's corners map to."""
+        tilt, left, right = _truncated_normal(rng, 2 * self.perspective, 3)  # a unit is two half widths
+        moved = self.patch * _CORNERS + [[left, tilt], [right, -tilt], [right, tilt], [left, -tilt]]
+        moved = _about_centre(moved, (1 + _truncated_normal(rng, self.scale, 1)[0]) * np.eye(2))
+        room_low, room_high = -1 - moved.min(0), 1 - moved.max(0)
+        moved = moved + rng.uniform(np.minimum(room_low, room_high), np.maximum(room_low, room_high))
+        moved = _about_centre(moved, _rotation(rng.uniform(-self.rotation, self.rotation)))
+        return warp_points(homography_from_corners(self.patch * _CORNERS, moved), _CORNERS)
+
+
+@dataclass(frozen=True)
+class SilkHomographies:
+    """SiLK's second view (METHODS.md section 4): zoomed in, turned and tilted about the first one's centre.
+
+    scale: of the view's frame on the first view, uniform from `smallest` to `largest`.  in_plane, out_of_plane:
+    radians, uniform to both sides.  The axis of the tilt is uniform in the plane and the camera `distance` half widths
+    away (both unstated: a field of view of 53°).
+    """
+
+    smallest: float = 0.6
+    largest: float = 0.9
+    in_plane: float = 0.39
+    out_of_plane: float = 0.78
+    distance: float = 2.0
+
+    def sample(self, rng: np.random.Generator) -> np.ndarray:
+        """Corners (4×2, in half widths of the first view about its centre) that the second view's corners map to."""
+        factor = rng.uniform(self.smallest, self.largest)
+        tilt = rng.uniform(-self.out_of_plane, self.out_of_plane)
+        axis = _rotation(rng.uniform(0, np.pi))
+        turned = factor * _CORNERS @ _rotation(rng.uniform(-self.in_plane, self.in_plane)).T
+        along, across = (turned @ axis).T
+        depth = self.distance + across * np.sin(tilt)
+        flat = np.column_stack([along, across * np.cos(tilt)]) * (self.distance / depth)[:, None]
+        return flat @ axis.T
+
+
 def homography_from_corners(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """3×3 float64 target_from_source for four corresponding points (4×2 each, no three on a line)."""
     return cv2.getPerspectiveTransform(source.astype(np.float32), target.astype(np.float32))
@@ -103,6 +157,14 @@ def _resize(scale: np.ndarray) -> np.ndarray:
 def _trapezoid(top: float, bottom: float, left: float, right: float) -> np.ndarray:
     """Shift of each corner when the view tilts about both axes."""
     return np.array([[-top, -left], [top, -right], [bottom, right], [-bottom, left]])
+
+
+def _truncated_normal(rng: np.random.Generator, limit: float, count: int) -> np.ndarray:
+    """Normal draws of deviation limit / 2, those beyond `limit` drawn again."""
+    draws = rng.standard_normal(count)
+    while (far := np.abs(draws) > 2).any():
+        draws[far] = rng.standard_normal(far.sum())
+    return draws * (limit / 2)
 
 
 def _rotation(angle: float) -> np.ndarray:

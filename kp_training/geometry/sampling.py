@@ -34,9 +34,9 @@ def sample(maps: Tensor, points: Tensor, stride: int = 1) -> Tensor:
     Cell (i, j) of a map of `stride` has its centre at pixel stride·(j, i) + (stride − 1)/2.
     """
     height, width = maps.shape[-2:]
-    cells = (points - (stride - 1) / 2) / stride
-    scale = torch.tensor([2 / width, 2 / height], device=points.device)
-    grid = (cells + 0.5) * scale - 1
+    x, y = points.unbind(-1)
+    # Number by number: an export would freeze a tensor made of the two sizes.
+    grid = torch.stack([(2 * x + 1) / (stride * width) - 1, (2 * y + 1) / (stride * height) - 1], -1)
     sampled = F.grid_sample(maps, grid[:, None], mode="bilinear", padding_mode="border", align_corners=False)
     return sampled[:, :, 0].transpose(1, 2)
 

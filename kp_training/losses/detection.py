@@ -40,14 +40,17 @@ def corner_loss(logits: Tensor, labels: Tensor, mask: Tensor, cell: int = 8) -> 
     return masked_mean(entropy, to_cells(mask.float(), cell).amin(1, keepdim=True) > 0)
 
 
-def repeatability_loss(logits: Tensor, other: Tensor, whole: Tensor, penalty: float, cell: int = 8) -> Tensor:
+def repeatability_loss(
+    logits: Tensor, other: Tensor, whole: Tensor, penalty: float, cell: int = 8, counted: Tensor | None = None
+) -> Tensor:
     """Minus the expected reward when both views draw a pixel or nothing: 1 if they agree on it, −penalty if not.
 
-    logits, other, whole: as in `agreement_loss`.  Edges, where a pixel is drawn along a line and seldom twice, lose
-    more than they win; cells where either view draws nothing count 0.
+    logits, other, whole: as in `agreement_loss`.  counted: B×H/cell×W/cell, where agreeing is rewarded and elsewhere a
+    failure; None = everywhere.  Edges, where a pixel is drawn along a line and seldom twice, lose more than they win;
+    cells where either view draws nothing count 0.
     """
     ours, theirs = (with_dustbin(maps, cell).exp() for maps in (logits, other))
-    agree = (ours[:, :-1] * theirs[:, :-1]).sum(1)
+    agree = (ours[:, :-1] * theirs[:, :-1]).sum(1) * (1 if counted is None else counted)
     both = (1 - ours[:, -1]) * (1 - theirs[:, -1])
     return masked_mean(penalty * (both - agree) - agree, whole)
 

@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
-from kp_training.methods.kp2d import Kp2d
+import importlib
 
-METHODS = {"kp2d": Kp2d}
+from kp_frontend.errors import unknown_name
+
+# Imported when asked for, so that `--help` needs no PyTorch.
+METHODS = {
+    "kp2d": "kp_training.methods.kp2d:Kp2d",
+    "superpoint": "kp_training.methods.superpoint:SuperPoint",
+    "silk": "kp_training.methods.silk:Silk",
+    "residual": "kp_training.methods.residual:Residual",
+}
+
+
+def find_method(name: str) -> type:
+    """The method's class; InputError, listing the names, for one that is not there."""
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    module, _, kind = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), kind)

@@ -1,25 +1,82 @@
-"""What a method is: which network, which pairs, which loss, which decoding."""
+"""What a method is: its stages, each with a network, data and losses, and how the runtime decodes the last one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.pairs import PairBatch, PairConfig
+from kp_training.data.images import Images
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How the runtime turns a network's outputs into Features; see ModelMetadata."""
+    """How the runtime turns a network's outputs into Features; see ModelMetadata.
+
+    points: H×W×3 BGR uint8 image → what the network takes beside it, by input name and in that order; None = nothing.
+    """
 
     decoder: str
     parameters: dict[str, Any]
     outputs: tuple[str, ...]
+    points: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may make its data from.
+
+    images: photographs for training, or those that are kept from it.  seed: of the run.
+    device: where an earlier stage's network labels images.  on_device: whether pairs are warped and lit on the
+    training device (``dataset.finish``) instead of in the loader.  trained: the network of an earlier stage by the
+    stage's name, in evaluation mode on `device`.  cache: folder that outlives runs, for labels.
+    items: how many items the stage will draw from its dataset in all; what they do not need, need not be labelled.
+    """
+
+    images: Images
+    seed: int
+    device: torch.device
+    on_device: bool
+    cache: Path
+    trained: Callable[[str], nn.Module]
+    items: int
+
+
+class Run(Protocol):
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Any:
+        """Outputs of `network` in 32 bit, computed in the precision that the run is configured for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage; stages run one after another, each from its own fresh optimizer.
+
+    network: a new network with random weights, with all that this stage trains.
+    dataset: a map-style Dataset without end whose item n, a NamedTuple of tensors, depends on the context and n alone.
+    losses: (run, network, batch) → scalars by name; ``loss`` is minimised, the others are watched.  Call the network,
+        and any part of it, through `run`.
+    training: settings of the loop that differ from TrainConfig's defaults.
+    deployed: network → the module whose outputs the method's ``decoding`` names; of a stage that only detects
+        (`describes` False), those without the descriptors.
+    start: (network, context) before the first step, for weights that come from an earlier stage.
+    """
+
+    name: str
+    network: Callable[[], nn.Module]
+    dataset: Callable[[Context], Dataset]
+    losses: Callable[[Run, nn.Module, Any], dict[str, Tensor]]
+    deployed: Callable[[nn.Module], nn.Module]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    describes: bool = True
+    start: Callable[[nn.Module, Context], None] | None = None
 
 
 class Method(Protocol):
@@ -32,24 +89,12 @@ class Method(Protocol):
     config: Any
     variant: str
 
-    def network(self) -> nn.Module:
-        """A new network with random weights."""
-        ...
-
-    def pairs(self) -> PairConfig:
-        """How training pairs are made."""
-        ...
-
-    def losses(self, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
-        """Scalars by name; ``loss`` is what is minimised, the others are watched."""
-        ...
-
-    def deployed(self, network: nn.Module) -> nn.Module:
-        """The module that is exported: image B×C×H×W in [0, 1] → the outputs that `decoding` names."""
+    def stages(self) -> tuple[Stage, ...]:
+        """Training stages in order; the last one's network is exported."""
         ...
 
     def decoding(self) -> Decoding:
-        """How the runtime decodes those outputs."""
+        """How the runtime decodes the deployed network's outputs."""
         ...
 
 
@@ -83,8 +128,8 @@ def _convert(key: str, value: Any, kind: type) -> Any:
     raise InputError(f"{key}={value}: expected {NAMES.get(kind, kind.__name__)}")
 
 
-def images_to_float(batch: PairBatch) -> tuple[Tensor, Tensor]:
-    """Both views, B×C×H×W float32 in [0, 1]."""
+def images_to_float(batch: Any) -> tuple[Tensor, Tensor]:
+    """Both views of a PairBatch, B×C×H×W float32 in [0, 1]."""
     return batch.image0.float() / 255, batch.image1.float() / 255
 
 

@@ -1,63 +1,120 @@
 """KP2D: keypoints, scores and descriptors learned from pairs of views of one photograph, without labels.
 
-"Neural outlier rejection for self-supervised keypoint learning", Tang et al., ICLR 2020; IO-Net is not part of
-this file yet.  Two networks and two objectives:
+"Neural outlier rejection for self-supervised keypoint learning", Tang et al., ICLR 2020: every cell of 8×8 pixels has
+one point, a score and a descriptor; points must land on points, descriptors must find each other, scores must tell
+which do, and IO-Net must be able to tell right matches from wrong ones.
 
-- ``network=keypointnet`` is the paper's, with ``objective=paper``: every cell of 8×8 pixels has one point, a score
-  and a descriptor; points must land on points, descriptors must find each other, scores must tell which do.
-- ``network=compact`` is ours for small machines, with ``objective=dual_softmax`` by default: its scores are made
-  at full resolution, where the paper's losses, which see one point a cell, teach it little (models/kp2d_compact.md
-  has the figures).  Points are drawn where two views can agree, descriptors compete by dual softmax, and a
-  reliability learns which of them win.
+The paper's networks are ``keypointnet`` and ``keypoint_resnet``.  ``compact`` is ours for small machines, with an
+objective of our own by default: its scores are made at full resolution, where the paper's losses, which see one point
+a cell, teach it little (models/kp2d_compact.md has the figures).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.pairs import PairBatch, PairConfig
-from kp_training.geometry.sampling import inside, sample, to_cells, warp_points
-from kp_training.losses.detection import (
-    agreement_loss,
-    corner_loss,
-    draw_points,
-    location_loss,
-    repeatability_loss,
-    shift_grid,
-    warp_logits,
-)
-from kp_training.losses.dual_softmax import dual_softmax_loss, mutual_matches, reliability_loss, similarities
-from kp_training.losses.keypointnet import paper_losses
-from kp_training.methods.base import Decoding, gumbel_like, images_to_float
-from kp_training.networks import NETWORKS
-from kp_training.networks.compact import CompactNet
+from kp_training.data.pairs import HomographyPairs, PairBatch, PairConfig
+from kp_training.geometry.sampling import to_cells
+from kp_training.losses.keypointnet import CODE, PAPER, LossRules, paper_losses
+from kp_training.losses.outliers import PICKS, match_cells, outlier_loss
+from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
+from kp_training.methods.compact_objective import CELL, DualSoftmaxConfig, dual_softmax_objective
+from kp_training.networks.compact import CompactNet, DeployedCompact
+from kp_training.networks.ionet import WithOutliers
+from kp_training.networks.keypoint_resnet import KeypointResnet
 from kp_training.networks.keypointnet import CellMaps, KeyPointNet
 
-CELL = 8
-CROSS_RATIO = 2.0
-PENALTY = 0.15
+PAPER_TRAINING = {"batch_size": 8, "learning_rate": 1e-3, "schedule": "drop", "weight_decay": 0.0, "ema": 0.0,
+                  "warmup": 0, "clip": 0.0}
 
 
 @dataclass(frozen=True)
-class Kp2dConfig:
-    """Settings of KP2D; ``auto`` follows the network.
+class Version:
+    """A row of the paper's Table 1, or what was made of one: the settings of the same names, resolved."""
 
-    objective: ``paper`` or ``dual_softmax`` (compact only).  geometry, style: see PairConfig; ``style=paper_code``
-    leaves the colour jitter out, as the paper's code does by mistake.  height, width: of the views, 0 = auto.
-    turn_share, zoom, stretch, hardness: of wide pairs, see WideHomographies.  dropout: KeyPointNet's.
-    temperature: of the dual softmax.  safe_radius: pixels within which another point is no mistake.
-    …_weight: of the parts of the dual softmax objective; the descriptor's is 1.  With less weight on corners than
-    on agreement, the detector drifts to edges, which agree as well but say less about where they are.
+    cross_ratio: float
+    upsample: str
+    outliers: str
+    descriptor_loss: str
+
+
+VERSIONS = {
+    "v0": Version(1.0, "none", "none", "triplet"),
+    "v1": Version(2.0, "none", "none", "triplet"),
+    "v2": Version(2.0, "shuffle", "none", "triplet"),
+    "v3": Version(2.0, "shuffle", "lowest", "none"),
+    "v4": Version(2.0, "shuffle", "lowest", "triplet"),
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the code or the paper says where they differ; `losses`: see LossRules."""
+
+    dropout: float
+    style: str
+    geometry: str
+    losses: LossRules
+
+
+# The code draws a colour jitter and drops it by mistake; we apply it unless style=kp2d_code.
+PARITIES = {"code": Parity(0.2, "kp2d", "kp2d", CODE), "paper": Parity(0.0, "kp2d_paper", "kp2d_paper", PAPER)}
+
+
+@dataclass(frozen=True)
+class NetworkChoice:
+    """build: (dropout, upsample) → network.  height, width: of the training views.  multiple: that they must have."""
+
+    build: Callable[[float, bool], nn.Module]
+    height: int
+    width: int
+    multiple: int
+    color: str = "rgb"
+
+
+NETWORKS = {
+    "keypointnet": NetworkChoice(KeyPointNet, 240, 320, multiple=8),
+    "keypoint_resnet": NetworkChoice(lambda dropout, _: KeypointResnet(dropout), 256, 320, multiple=32),
+    "compact": NetworkChoice(lambda *_: CompactNet(), 192, 192, multiple=32, color="gray"),
+}
+
+
+@dataclass(frozen=True)
+class Kp2dConfig(DualSoftmaxConfig):
+    """Settings of KP2D; ``auto``, 0 and a dropout of −1 follow the version, the parity or the network.
+
+    objective: ``paper``, or ``dual_softmax`` (compact only, and its default), to which the next six do not apply.
+    version: ``v0`` to ``v4`` (default) of the paper's Table 1, which stand for
+    cross_ratio: reach of a point from its cell's centre in half cells, 1 (v0) or 2.
+    upsample: ``shuffle`` (descriptors at 1/4) or ``none`` (1/8, as v0 and v1); keypointnet only.
+    outliers: IO-Net on the 300 points of ``lowest`` (v3, v4), ``highest`` or ``random`` score, or ``none``.
+    descriptor_loss: ``triplet``, or ``none`` (v3).
+    parity: ``code`` or ``paper``, where they differ:
+        dropout: 0.2 | 0;
+        style: ``kp2d`` (hue ±0.05, noise σ 0.05) | ``kp2d_paper`` (±0.2, 0.02); ``kp2d_code`` is without the colour
+        jitter, which the code drops by mistake;
+        geometry: ``kp2d`` (homographies scaled by ±0.1) | ``kp2d_paper`` (±0.2);
+        losses: see LossRules.
+    geometry, style: see PairConfig.  height, width: of the views.  dropout: of the paper's networks.
+    turn_share, zoom, stretch, hardness: of wide pairs, see WideHomographies.
+
+    The paper's code trains on 8 GPUs with 8 pairs each, 50 epochs of 118,000 photographs: ``accumulate=8 steps=92000``
+    on one GPU.
     """
 
     network: str = "keypointnet"
     objective: str = "auto"
+    version: str = "auto"
+    cross_ratio: float = 0.0
+    upsample: str = "auto"
+    outliers: str = "auto"
+    descriptor_loss: str = "auto"
+    parity: str = "code"
     geometry: str = "auto"
     style: str = "auto"
     height: int = 0
@@ -66,56 +123,52 @@ class Kp2dConfig:
     zoom: float = 1.0
     stretch: float = 1.3
     hardness: float = 1.5
-    dropout: float = 0.2
-    temperature: float = 0.07
-    safe_radius: float = 4.0
-    corner_weight: float = 6.0
-    agreement_weight: float = 0.2
-    repeatability_weight: float = 2.0
-    location_weight: float = 1.0
-    reliability_weight: float = 1.0
+    dropout: float = -1.0
 
 
 class Kp2d:
-    """See the module; raises InputError for a network, objective, geometry or style that does not exist."""
+    """See the module; raises InputError for names that do not exist and for settings that do not go together."""
 
     Config = Kp2dConfig
 
     def __init__(self, config: Kp2dConfig) -> None:
-        if config.network not in NETWORKS:
-            raise unknown_name("network", config.network, NETWORKS)
+        _check_name("network", config.network, NETWORKS)
         compact = config.network == "compact"
-        objective = {"auto": "dual_softmax" if compact else "paper"}.get(config.objective, config.objective)
-        if objective not in OBJECTIVES:
-            raise unknown_name("objective", objective, OBJECTIVES)
+        objective = _resolved(config.objective, "dual_softmax" if compact else "paper")
+        _check_name("objective", objective, OBJECTIVES)
         if objective == "dual_softmax" and not compact:
             raise InputError("objective=dual_softmax needs scores at full resolution; "
                              "use network=compact or objective=paper")
         _check_ranges(config)
         self.config, self.objective = config, objective
-        self.variant = f"v2-{config.network}-{objective}"
+        self.version, self.parity = _version(config, objective), PARITIES[config.parity]
+        self.variant = _variant(config, objective)
 
-    def training_defaults(self) -> dict[str, Any]:
-        """Settings of the training loop that differ from its defaults."""
-        if self.config.network == "compact":
-            return {"batch_size": 16, "learning_rate": 2e-3, "ema": 0.995}
-        return {"batch_size": 8, "learning_rate": 1e-3, "schedule": "halve", "weight_decay": 0.0, "ema": 0.0,
-                "warmup": 0, "clip": 0.0}
+    def stages(self) -> tuple[Stage, ...]:
+        compact = self.config.network == "compact"
+        training = {"batch_size": 16, "learning_rate": 2e-3} if compact else PAPER_TRAINING
+        return (Stage("train", self._network, self._pairs, self._losses, self._deployed, training),)
 
-    def network(self) -> nn.Module:
-        if self.config.network == "compact":
-            return CompactNet()
-        return KeyPointNet(self.config.dropout)
+    def _network(self) -> nn.Module:
+        dropout = self.parity.dropout if self.config.dropout < 0 else self.config.dropout
+        network = NETWORKS[self.config.network].build(dropout, self.version.upsample == "shuffle")
+        return WithOutliers(network) if self._with_outliers else network
 
-    def pairs(self) -> PairConfig:
-        config, paper = self.config, self.objective == "paper"
-        height, width = (240, 320) if self.config.network == "keypointnet" else (192, 192)
+    @property
+    def _with_outliers(self) -> bool:
+        return self.objective == "paper" and self.version.outliers != "none"
+
+    def _pairs(self, context: Context) -> HomographyPairs:
+        return HomographyPairs(context.images, self._pair_config(), context.seed, on_device=context.on_device)
+
+    def _pair_config(self) -> PairConfig:
+        config, network, paper = self.config, NETWORKS[self.config.network], self.objective == "paper"
         return PairConfig(
-            geometry={"auto": "paper" if paper else "wide"}.get(config.geometry, config.geometry),
-            style={"auto": "paper" if paper else "camera"}.get(config.style, config.style),
-            color=NETWORKS[config.network].color,
-            height=config.height or height,
-            width=config.width or width,
+            geometry=_resolved(config.geometry, self.parity.geometry if paper else "wide"),
+            style=_resolved(config.style, self.parity.style if paper else "camera"),
+            color=network.color,
+            height=config.height or network.height,
+            width=config.width or network.width,
             turn_share=config.turn_share,
             zoom=config.zoom,
             stretch=config.stretch,
@@ -123,119 +176,116 @@ class Kp2d:
             corners=not paper,
         )
 
-    def losses(self, network: Callable, batch: PairBatch) -> dict[str, Tensor]:
-        return OBJECTIVES[self.objective](network, batch, self.config)
+    def _losses(self, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+        return OBJECTIVES[self.objective](self, run, network, batch)
 
-    def deployed(self, network: nn.Module) -> nn.Module:
-        return _DeployedCompact(network) if self.config.network == "compact" else network
+    def _deployed(self, network: nn.Module) -> nn.Module:
+        keypoints = network.keypoints if self._with_outliers else network
+        return DeployedCompact(keypoints) if self.config.network == "compact" else keypoints
 
     def decoding(self) -> Decoding:
         if self.config.network == "compact":
             return Decoding("full", {"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0},
                             ("scores", "descriptors"))
-        parameters = {"cell": CELL, "cross_ratio": CROSS_RATIO, "align_corners": True, "threshold": 0.0,
+        parameters = {"cell": CELL, "cross_ratio": self.version.cross_ratio, "align_corners": True, "threshold": 0.0,
                       "nms_radius": 0}
         return Decoding("cells", parameters, ("scores", "offsets", "descriptors"))
 
 
+def _resolved(value: str, default: str) -> str:
+    return default if value == "auto" else value
+
+
+def _check_name(kind: str, name: str, known: object) -> None:
+    if name not in known:
+        raise unknown_name(kind, name, known)
+
+
+SWITCHES = {
+    "upsample": ("none", "shuffle"), "outliers": ("none", *PICKS), "descriptor_loss": ("none", "triplet"),
+}
+
+
+def _overrides(config: Kp2dConfig) -> dict[str, str | float]:
+    """The switches of the version that are set by themselves."""
+    overrides: dict[str, str | float] = {name: getattr(config, name) for name in SWITCHES
+                                         if getattr(config, name) != "auto"}
+    return overrides | ({"cross_ratio": config.cross_ratio} if config.cross_ratio else {})
+
+
+def _version(config: Kp2dConfig, objective: str) -> Version:
+    """The version with the switches that are set by themselves; raises InputError where one does not apply."""
+    preset, overrides = _resolved(config.version, "v4"), _overrides(config)
+    _check_name("version", preset, VERSIONS)
+    for name, choices in SWITCHES.items():
+        _check_name(name, getattr(config, name), ("auto", *choices))
+    if objective == "dual_softmax" and (overrides or config.version != "auto" or config.parity != "code"):
+        raise InputError(f"version, parity, {', '.join(SWITCHES)} and cross_ratio do not apply to "
+                         "objective=dual_softmax, our own; leave them out or use objective=paper")
+    if "upsample" in overrides and config.network != "keypointnet":
+        raise InputError(f"upsample={config.upsample} applies to network=keypointnet only, not to {config.network}")
+    if "cross_ratio" in overrides and config.network == "compact":
+        raise InputError(f"cross_ratio={config.cross_ratio:g} does not apply to network=compact: its points are pixels")
+    version = replace(VERSIONS[preset], **overrides)
+    if version.descriptor_loss == version.outliers == "none":
+        raise InputError("descriptor_loss=none and outliers=none leave descriptors untrained; use one of the two")
+    return version
+
+
+def _variant(config: Kp2dConfig, objective: str) -> str:
+    """Version, network and objective, and the switches that were set by themselves."""
+    version = [] if objective == "dual_softmax" else [_resolved(config.version, "v4")]
+    switches = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in _overrides(config).items()]
+    parity = [] if config.parity == "code" else [f"parity={config.parity}"]
+    return "-".join([*version, config.network, objective, *switches, *parity])
+
+
 def _check_ranges(config: Kp2dConfig) -> None:
-    multiple = NETWORKS[config.network].size_multiple
+    _check_name("parity", config.parity, PARITIES)
+    multiple = NETWORKS[config.network].multiple
     for name in ("height", "width"):
         side = getattr(config, name)
         if side < 0 or side % multiple or 0 < side < 32:
             raise InputError(f"{name}={side}: expected a multiple of {multiple}, of at least 32, or 0 for auto")
-    if not 0 <= config.turn_share <= 1 or not 0 <= config.dropout < 1:
+    if not 0 <= config.turn_share <= 1 or not (0 <= config.dropout < 1 or config.dropout == -1):
         raise InputError(f"turn_share={config.turn_share:g}, dropout={config.dropout:g}: expected shares from 0 to 1")
     if min(config.hardness, config.temperature) <= 0:
         raise InputError(f"hardness={config.hardness:g}, temperature={config.temperature:g}: expected more than 0")
+    if config.cross_ratio < 0:
+        raise InputError(f"cross_ratio={config.cross_ratio:g}: expected more than 0, as 1 or 2, or 0 for auto")
 
 
-class _DeployedCompact(nn.Module):
-    """The two maps that the runtime decodes."""
-
-    def __init__(self, network: CompactNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        logits, descriptors, reliability = self.network(image)
-        return self.network.scores(logits, reliability), descriptors
-
-
-def _paper_objective(network: Callable, batch: PairBatch, config: Kp2dConfig) -> dict[str, Tensor]:
-    """The paper's losses; view 0 is its source, view 1 its target."""
-    images = images_to_float(batch)
-    outputs = network(torch.cat(images))
-    maps = outputs if isinstance(outputs, CellMaps) else _cells_of_full_resolution(*outputs)
+def _paper_objective(method: Kp2d, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+    """The paper's losses, weights 1; view 0 is its source, view 1 its target."""
+    version, with_outliers = method.version, isinstance(network, WithOutliers)
+    outputs = run(network.keypoints if with_outliers else network, torch.cat(images_to_float(batch)))
+    maps = outputs if isinstance(outputs, CellMaps) else _cells_of_full_resolution(*outputs, version.cross_ratio)
     source, target = (CellMaps(*views) for views in zip(*(output.chunk(2) for output in maps)))
-    return paper_losses(source, target, batch.homography, CELL, CROSS_RATIO)
+    losses = paper_losses(source, target, batch.homography, CELL, version.cross_ratio,
+                          version.descriptor_loss == "triplet", method.parity.losses)
+    if with_outliers:
+        matches = match_cells(source, target, batch.homography, CELL, version.cross_ratio, version.outliers)
+        outlier = outlier_loss(run(network.outliers, matches.features), matches.labels, method.parity.losses)
+        inliers = (matches.labels > 0).float().mean()
+        losses |= {"loss": losses["loss"] + outlier, "outlier": outlier, "inliers": inliers}
+    return losses
 
 
-def _cells_of_full_resolution(logits: Tensor, descriptors: Tensor, reliability: Tensor) -> CellMaps:
+def _cells_of_full_resolution(
+    logits: Tensor, descriptors: Tensor, reliability: Tensor, cross_ratio: float
+) -> CellMaps:
     """Compact's maps as the paper's losses want them: a cell's point is the mean of its softmax."""
     cells = to_cells(logits, CELL)
-    steps = (torch.arange(CELL, device=logits.device) - (CELL - 1) / 2) / ((CELL - 1) / 2 * CROSS_RATIO)
+    steps = (torch.arange(CELL, device=logits.device) - (CELL - 1) / 2) / ((CELL - 1) / 2 * cross_ratio)
     grid = cells.softmax(1).unflatten(1, (CELL, CELL))
     offsets = torch.stack([torch.einsum("byxhw,x->bhw", grid, steps), torch.einsum("byxhw,y->bhw", grid, steps)], 1)
     scores = torch.sigmoid(cells.logsumexp(1, keepdim=True)) * torch.sigmoid(reliability)
     return CellMaps(scores, offsets, descriptors)
 
 
-def _dual_softmax_objective(network: Callable, batch: PairBatch, config: Kp2dConfig) -> dict[str, Tensor]:
-    """Detection where two views agree, description by dual softmax, reliability by who wins (METHODS.md, 10)."""
-    logits, descriptors, reliability = network(torch.cat(images_to_float(batch)))
-    shift = tuple(torch.randint(CELL, (2,)).tolist())
-    detection = _detection_losses(logits, batch, shift)
-    description = _description_losses(logits.detach(), descriptors, reliability, batch, shift, config)
-    parts = detection | description
-    weights = {"corner": config.corner_weight, "agreement": config.agreement_weight, "location": config.location_weight,
-               "repeatability": config.repeatability_weight, "reliability": config.reliability_weight}
-    total = parts["descriptor"] + sum(weight * parts[name] for name, weight in weights.items())
-    return {"loss": total, **parts}
+def _dual_softmax(method: Kp2d, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+    return dual_softmax_objective(run, network, batch, method.config)
 
 
-def _detection_losses(logits: Tensor, batch: PairBatch, shift: tuple[int, ...]) -> dict[str, Tensor]:
-    """Both views find the corners; view 0's cells agree with view 1 warped into it, and so do the refined points."""
-    labels = shift_grid(torch.cat([batch.labels0, batch.labels1])[:, None], shift, CELL)
-    mask = shift_grid(torch.cat([batch.mask0, batch.mask1])[:, None], shift, CELL)
-    cells = shift_grid(logits, shift, CELL)
-    corner = corner_loss(cells, labels, mask, CELL)
-
-    logits0, logits1 = logits.chunk(2)
-    warped, seen = (shift_grid(maps, shift, CELL) for maps in warp_logits(logits1, batch.homography, batch.mask1))
-    cells0, mask0 = cells.chunk(2)[0], mask.chunk(2)[0]
-    whole = to_cells((seen & mask0).float(), CELL).amin(1)
-    # Where there is nothing to find, agreeing on it should not shape the detector.
-    confident = torch.sigmoid(to_cells(cells0.detach(), CELL).logsumexp(1))
-    agreement = agreement_loss(cells0, warped, whole * confident, CELL)
-    best = draw_points(cells0.detach(), CELL) + torch.tensor(shift, device=logits.device)
-    location = location_loss(torch.sigmoid(logits0), torch.sigmoid(logits1), best, batch.homography,
-                             (whole * confident).flatten(1))
-    repeated = repeatability_loss(cells0, warped, whole, PENALTY, CELL)
-    return {"corner": corner, "agreement": agreement, "repeatability": repeated, "location": location}
-
-
-def _description_losses(
-    logits: Tensor, descriptors: Tensor, reliability: Tensor, batch: PairBatch, shift: tuple[int, ...],
-    config: Kp2dConfig,
-) -> dict[str, Tensor]:
-    """A point of each of view 0's cells, drawn by the detector and off the pixel grid, finds itself in view 1."""
-    cells0 = shift_grid(logits, shift, CELL).chunk(2)[0]
-    points0 = draw_points(cells0, CELL, gumbel_like(cells0)) + torch.tensor(shift, device=logits.device)
-    points0 = points0 + torch.rand_like(points0) - 0.5
-    points1 = warp_points(batch.homography, points0)
-    mask0, mask1 = (sample(mask[:, None].float(), points)[..., 0] > 0.99
-                    for mask, points in ((batch.mask0, points0), (batch.mask1, points1)))
-    valid = inside(points1, *logits.shape[-2:], border=2) & mask0 & mask1
-
-    (map0, map1), (trust0, trust1) = descriptors.chunk(2), reliability.chunk(2)
-    described = [sample(maps, points, CompactNet.stride) for maps, points in ((map0, points0), (map1, points1))]
-    matching = similarities(*described, points1, valid, config.temperature, config.safe_radius)
-    matched = mutual_matches(matching.detach())
-    trusts = [reliability_loss(sample(maps, points, CompactNet.stride)[..., 0], matched, valid)
-              for maps, points in ((trust0, points0), (trust1, points1))]
-    return {"descriptor": dual_softmax_loss(matching, valid), "reliability": sum(trusts) / 2,
-            "matched": (matched & valid).sum() / valid.sum().clamp_min(1)}
-
-
-OBJECTIVES = {"paper": _paper_objective, "dual_softmax": _dual_softmax_objective}
+OBJECTIVES = {"paper": _paper_objective, "dual_softmax": _dual_softmax}

@@ -88,5 +88,17 @@ class CompactNet(nn.Module):
         return torch.sigmoid(logits) * torch.sigmoid(_upsample(reliability, self.stride)).square()
 
 
+class DeployedCompact(nn.Module):
+    """The two maps that the runtime decodes: scores and descriptors."""
+
+    def __init__(self, network: CompactNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        logits, descriptors, reliability = self.network(image)
+        return self.network.scores(logits, reliability), descriptors
+
+
 def _upsample(features: Tensor, factor: int) -> Tensor:
     return F.interpolate(features, scale_factor=factor, mode="bilinear", align_corners=False)

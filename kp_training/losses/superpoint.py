@@ -1,0 +1,135 @@
+"""SuperPoint's losses: one of 65 for each cell, and descriptors of cells that do and do not correspond."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kp_training.geometry.sampling import inside, pixel_grid, sample, to_cells, warp_points
+from kp_training.losses.dual_softmax import masked_mean
+
+CELL = 8
+NEAR = CELL - 0.5
+"""Cells correspond when their centres, in pixels, are no farther apart (the code's; the paper prints 8)."""
+
+
+def detector_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of B×65×h×w `logits` with one labelled pixel of each cell, or its dustbin; mean over whole cells.
+
+    labels: B×8h×8w, a point where it is not 0.  mask: B×8h×8w bool, True where the label is to be believed.
+    """
+    entropy = F.cross_entropy(logits, cell_classes(labels), reduction="none")
+    return masked_mean(entropy.flatten(1), whole_cells(mask))
+
+
+def cell_classes(labels: Tensor) -> Tensor:
+    """B×h×w int64 classes of B×8h×8w `labels`: the pixel with the point, any one of several, or 64 for none."""
+    points = to_cells((labels[:, None] > 0).float(), CELL)
+    votes = torch.cat([2 * points, torch.ones_like(points[:, :1])], 1)
+    return (votes + 0.1 * torch.rand_like(votes)).argmax(1)
+
+
+def cell_centres(maps: Tensor) -> Tensor:
+    """(h·w)×2 pixel positions of the centres of the cells of B×C×h×w `maps`, row by row.
+
+    The code has 8i + 4, half a pixel off the middle of pixels 8i to 8i + 7.
+    """
+    return (pixel_grid(*maps.shape[-2:], maps.device) * CELL + (CELL - 1) / 2).flatten(0, 1)
+
+
+def whole_cells(mask: Tensor) -> Tensor:
+    """B×(h·w) bool: cells that a B×8h×8w bool `mask` covers wholly."""
+    return (to_cells(mask[:, None].float(), CELL).amin(1) > 0).flatten(1)
+
+
+@dataclass(frozen=True)
+class DenseDescriptorLoss:
+    """Every cell of view 0 with every cell of view 1 (the paper's eqs. 5 and 6, as rpautrat's code has them).
+
+    positive: weight λ_d of pairs that correspond; weight: λ of the whole.  normalise: rectify the cosines and scale
+    them to unit length over view 1's cells, then over view 0's, so that a cell's likeness is shared out among its
+    rivals; without it, and with the paper's weights, others did not see it converge.
+    """
+
+    positive: float = 0.05
+    weight: float = 1e4
+    normalise: bool = True
+    positive_margin: float = 1.0
+    negative_margin: float = 0.2
+
+    def __call__(
+        self, descriptors0: Tensor, descriptors1: Tensor, homography: Tensor, mask0: Tensor, mask1: Tensor
+    ) -> Tensor:
+        """Scalar.  descriptors: B×D×h×w.  homography: B×3×3 view1_from_view0.  masks: B×8h×8w bool.
+
+        The code takes view 0 to be an unwarped image, valid everywhere; ours may show the photograph's end too.
+        """
+        centres = cell_centres(descriptors0)
+        warped = warp_points(homography, centres.expand(len(homography), -1, -1))
+        same = torch.cdist(warped, centres.expand_as(warped), compute_mode="donot_use_mm_for_euclid_dist") <= NEAR
+        likeness = self.likeness(descriptors0, descriptors1)
+        hinges = torch.where(same, self.positive * F.relu(self.positive_margin - likeness),
+                             F.relu(likeness - self.negative_margin))
+        valid = whole_cells(mask0)[:, :, None] & whole_cells(mask1)[:, None]
+        return self.weight * masked_mean(hinges, valid)
+
+    def likeness(self, descriptors0: Tensor, descriptors1: Tensor) -> Tensor:
+        """B×(h·w)×(h·w) cosines of view 0's cells (rows) with view 1's, normalised or not."""
+        first, second = (F.normalize(maps.flatten(2), dim=1) for maps in (descriptors0, descriptors1))
+        cosines = first.transpose(1, 2) @ second
+        return F.normalize(F.normalize(F.relu(cosines), dim=2), dim=1) if self.normalise else cosines
+
+
+@dataclass(frozen=True)
+class SparseDescriptorLoss:
+    """A draw of cells, each with its counterpart and a draw of others (eric-yyjau's public code).
+
+    positives: cells drawn from a view 0, with repetition.  negatives: cells of view 1 drawn for each of them.
+    The negatives that are within their margin do not count, not even in the mean.
+    """
+
+    positives: int = 1000
+    negatives: int = 100
+    weight: float = 1.0
+    positive_margin: float = 1.0
+    negative_margin: float = 0.2
+
+    def __call__(
+        self, descriptors0: Tensor, descriptors1: Tensor, homography: Tensor, mask0: Tensor, mask1: Tensor
+    ) -> Tensor:
+        """As of DenseDescriptorLoss; the counterpart is sampled where the cell's centre lands, between cells."""
+        centres = cell_centres(descriptors0)
+        warped = warp_points(homography, centres.expand(len(homography), -1, -1))
+        seen = sample(mask1[:, None].float(), warped)[..., 0] > 0.99
+        valid = inside(warped, *mask1.shape[1:]) & seen & whole_cells(mask0)
+        drawn, usable = _draw(valid, self.positives)
+        points = warped.gather(1, drawn[..., None].expand(-1, -1, 2))
+        first, second = (F.normalize(maps.flatten(2).transpose(1, 2), dim=2) for maps in (descriptors0, descriptors1))
+        anchors = first.gather(1, drawn[..., None].expand(-1, -1, first.shape[2]))
+        counterparts = F.normalize(sample(descriptors1, points, CELL), dim=2)
+        attraction = F.relu(self.positive_margin - (anchors * counterparts).sum(2))
+
+        others, rivals = _draw(whole_cells(mask1), self.positives * self.negatives)
+        others, rivals = (values.unflatten(1, (self.positives, self.negatives)) for values in (others, rivals))
+        cosines = (anchors @ second.transpose(1, 2)).gather(2, others)
+        apart = (centres[others] - points[:, :, None]).norm(dim=3) > NEAR
+        repulsion = F.relu(cosines - self.negative_margin)
+        counted = (repulsion > 0) & apart & rivals & usable[..., None]
+        return self.weight * (masked_mean(attraction, usable) + masked_mean(repulsion, counted))
+
+
+def _draw(valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """B×count indices of entries of B×N bool `valid`, drawn with repetition, and which of them are valid at all."""
+    none = ~valid.any(1, keepdim=True)
+    drawn = torch.multinomial((valid | none).float(), count, replacement=True)
+    return drawn, ~none.expand_as(drawn)
+
+
+DESCRIPTOR_LOSSES = {
+    "dense": DenseDescriptorLoss(),
+    "paper": DenseDescriptorLoss(positive=250.0, weight=1e-4, normalise=False),
+    "sparse": SparseDescriptorLoss(),
+}

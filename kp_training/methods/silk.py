@@ -1,0 +1,179 @@
+"""SiLK: every pixel of one view must find itself among all pixels of the other, and the detector learns which do.
+
+"SiLK: Simple Learned Keypoints", Gleize et al., ICCV 2023.  A pair is a crop of a photograph and its warp, each lit
+in its own way.  Expected while training: the detector's logits first sink together, since hardly any pixel finds
+itself yet, and recover as the descriptors learn; until then the scores rank little.
+
+``network=silk`` is the paper's; a smaller ``width`` and ``padding`` leave it.  ``network=compact`` is ours for small
+machines.  Its descriptors, one for 8×8 pixels, cannot tell neighbouring pixels apart, so that SiLK's objective over
+all pixels means nothing there.  What is kept: InfoNCE both ways, between a pixel drawn in each cell and where it
+lies in the other view, and a detector that learns who wins.  What is ours: that detector is two, a reliability a
+cell, which has SiLK's target, and scores for pixels, where a draw succeeds if both views draw the same pixel *and*
+its descriptors find each other (``compact_objective``, ``matched_only``); and corners that survive many warps help
+the scores to begin with.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kp_frontend.errors import InputError, unknown_name
+from kp_training.data.pairs import HomographyPairs, PairBatch, PairConfig
+from kp_training.losses.blockwise import BLOCK
+from kp_training.losses.silk import draw_pairs, homography_pairs, silk_losses
+from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
+from kp_training.methods.compact_objective import DualSoftmaxConfig, dual_softmax_objective
+from kp_training.networks.compact import CompactNet, DeployedCompact
+from kp_training.networks.silk import LENGTH, MARGIN, DeployedSilk, SilkNet
+
+PAPER_WIDTH = 64
+PAPER_TRAINING = {"steps": 100_000, "batch_size": 1, "learning_rate": 1e-4, "schedule": "constant",
+                  "weight_decay": 0.0, "warmup": 0, "clip": 0.0, "ema": 0.0}
+REDUCED_TRAINING = {"batch_size": 2, "learning_rate": 2e-3}
+REDUCED_POSITIONS = 512
+COMPACT_TRAINING = {"batch_size": 16, "learning_rate": 2e-3}
+
+
+@dataclass(frozen=True)
+class SilkConfig(DualSoftmaxConfig):
+    """Settings of SiLK; ``auto``, and 0 where it says so, follow the network.
+
+    network: ``silk`` or ``compact``.  width: channels of the first half of silk's; 64 is the paper's.  padding: zeros
+    around silk's convolutions, so that its maps are of the image's size.
+    geometry: see PairConfig; auto is ``silk``, and ``wide`` for compact.  style: auto is ``silk``, the paper's set A,
+    and ``camera`` for compact; ``silk_hpatches`` is its set B.
+    crop: side of the views in pixels; 0 = the paper's 164, with padding the 146 of its maps, 192 for compact.
+    temperature: of similarities of descriptors of length √2.
+    positions: so many pixels of a pair, drawn anew at each step, look for themselves among all of the other view;
+    −1 = all that both views show, as in the paper; 0 = all for width 64, 512 below.
+    block: similarities in memory at a time.  recompute: silk's layers run again for the gradient instead of keeping
+    what they gave; so a pair of 480×640 trains within 8 GB.
+    turn_share: of wide pairs, see PairConfig.  The others are compact's, see DualSoftmaxConfig.
+
+    A narrower silk (width=16 is for CPUs) and compact are trained with other defaults, ours: batch 2 and 16,
+    learning rate 2e-3 falling as a cosine, averaged weights.
+    """
+
+    network: str = "silk"
+    width: int = PAPER_WIDTH
+    padding: bool = False
+    geometry: str = "auto"
+    style: str = "auto"
+    crop: int = 0
+    positions: int = 0
+    block: int = BLOCK
+    recompute: bool = False
+    temperature: float = 0.1
+    corner_weight: float = 3.0
+    repeatability_weight: float = 4.0
+    penalty: float = 0.3
+    matched_only: bool = True
+    turn_share: float = 0.25
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What follows from the network's name and shape.
+
+    losses: as in Stage, with the config first.  geometry, style, crop: of the pairs, where the config leaves them open.
+    decoding: parameters of the decoder ``full``.
+    """
+
+    variant: str
+    network: Callable[[], nn.Module]
+    losses: Callable[[SilkConfig, Run, nn.Module, PairBatch], dict[str, Tensor]]
+    deployed: Callable[[nn.Module], nn.Module]
+    geometry: str
+    style: str
+    crop: int
+    training: Mapping[str, Any]
+    decoding: dict[str, Any]
+
+
+def _silk(config: SilkConfig) -> Kind:
+    """The paper's network, or a narrower one."""
+    return Kind(
+        variant=f"{'padded' if config.padding else 'unpadded'}-{config.width}",
+        network=lambda: SilkNet(config.width, config.padding, config.recompute),
+        losses=_all_pixels, deployed=DeployedSilk, geometry="silk", style="silk", crop=146 if config.padding else 164,
+        training=PAPER_TRAINING if config.width == PAPER_WIDTH else REDUCED_TRAINING,
+        # As in the paper nothing is suppressed: neighbouring pixels may all be keypoints.
+        decoding={"nms_radius": 0, "border": 0 if config.padding else MARGIN, "refine_radius": 0, "threshold": 0.0},
+    )
+
+
+def _compact(config: SilkConfig) -> Kind:
+    """Our small network; decoded as kp2d's is."""
+    return Kind(
+        variant="compact", network=CompactNet, losses=_pixel_a_cell, deployed=DeployedCompact, geometry="wide",
+        style="camera", crop=192, training=COMPACT_TRAINING,
+        decoding={"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0},
+    )
+
+
+KINDS = {"silk": _silk, "compact": _compact}
+
+
+class Silk:
+    """See the module; raises InputError for a network or a size that does not exist."""
+
+    Config = SilkConfig
+
+    def __init__(self, config: SilkConfig) -> None:
+        if config.network not in KINDS:
+            raise unknown_name("network of silk", config.network, KINDS)
+        self.config, self.kind = config, KINDS[config.network](config)
+        self.variant = self.kind.variant
+        _check_ranges(config, self.kind)
+
+    def stages(self) -> tuple[Stage, ...]:
+        kind = self.kind
+        losses = functools.partial(kind.losses, self.config)
+        return (Stage("train", kind.network, self._pairs, losses, kind.deployed, kind.training),)
+
+    def _pairs(self, context: Context) -> HomographyPairs:
+        config, kind = self.config, self.kind
+        side = config.crop or kind.crop
+        pairs = PairConfig(
+            geometry=kind.geometry if config.geometry == "auto" else config.geometry,
+            style=kind.style if config.style == "auto" else config.style,
+            height=side, width=side, turn_share=config.turn_share,
+            corners=config.network == "compact" and config.corner_weight > 0,
+        )
+        return HomographyPairs(context.images, pairs, context.seed, on_device=context.on_device)
+
+    def decoding(self) -> Decoding:
+        return Decoding("full", self.kind.decoding, ("scores", "descriptors"))
+
+
+def _check_ranges(config: SilkConfig, kind: Kind) -> None:
+    multiple, least = (32, 64) if config.network == "compact" else (1, 32)
+    if config.crop and (config.crop < least or config.crop % multiple):
+        raise InputError(f"crop={config.crop}: expected a multiple of {multiple}, of at least {least}, or 0 for "
+                         f"{kind.crop}")
+    if config.width < 1 or config.block < 1 or config.positions < -1:
+        raise InputError(f"width={config.width}, block={config.block}, positions={config.positions}: expected at least "
+                         "1, 1 and -1")
+    if min(config.temperature, config.penalty) <= 0 or not 0 <= config.turn_share <= 1:
+        raise InputError(f"temperature={config.temperature:g}, penalty={config.penalty:g}, turn_share="
+                         f"{config.turn_share:g}: expected more than 0, more than 0, and a share from 0 to 1")
+
+
+def _all_pixels(config: SilkConfig, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+    """The paper's objective; with `positions`, an unbiased estimate of it."""
+    logits, descriptors = run(network, torch.cat(images_to_float(batch)))
+    count = config.positions or (0 if config.width == PAPER_WIDTH else REDUCED_POSITIONS)
+    pairs = [draw_pairs(homography_pairs(*views, network.margin), max(count, 0))
+             for views in zip(batch.homography, batch.mask0, batch.mask1)]
+    return silk_losses(logits.chunk(2), descriptors.chunk(2), pairs, config.temperature, config.block)
+
+
+def _pixel_a_cell(config: SilkConfig, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+    """Ours for compact, whose descriptors are compared at length 1."""
+    return dual_softmax_objective(run, network, batch, replace(config, temperature=config.temperature / LENGTH**2))
