@@ -13,10 +13,11 @@ from kp_frontend.corners import shi_tomasi
 from kp_frontend.errors import InputError
 from kp_frontend.extractors import load_extractor
 from kp_frontend.extractors.base import Extractor, check_image
-from kp_frontend.extractors.options import parse_spec, read_options
+from kp_frontend.extractors.options import parse_spec
 from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.images import to_gray
 from kp_frontend.matching import match
+from kp_frontend.settings import read_settings
 from kp_frontend.stereo import refine_disparities, search_rows
 
 FLOW = "gftt_lk"
@@ -345,6 +346,6 @@ def load_tracker(
     name, options = parse_spec(spec)
     if name != FLOW:
         return DescriptorTracker(load_extractor(spec, top_k=top_k, backend=backend), config)
-    chosen = read_options(FLOW, FlowOptions, {"top_k": top_k, **vars(config or TrackerConfig()), **options})
+    chosen = read_settings(FLOW, FlowOptions, {"top_k": top_k, **vars(config or TrackerConfig()), **options})
     values = vars(chosen).copy()
     return FlowTracker(top_k=values.pop("top_k"), config=TrackerConfig(**values))

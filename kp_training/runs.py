@@ -18,8 +18,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
 from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.settings import read_settings
 from kp_training.methods import find_method
-from kp_training.methods.base import Method, Stage, read_config
+from kp_training.methods.base import Method, Stage
 from kp_training.train_config import TrainConfig
 
 CONFIG, LAST, BEST, METRICS = "config.yaml", "last.ckpt", "best.ckpt", "metrics.json"
@@ -102,13 +103,13 @@ def build_run(folder: Path, name: str, data: list[str], *layers: Mapping[str, An
     kind = find_method(name)
     own_keys, loop_keys = kind.Config.__dataclass_fields__, TrainConfig.__dataclass_fields__
     values = {key: value for layer in layers for key, value in layer.items()}
-    method = kind(read_config(kind.Config, {key: value for key, value in values.items() if key in own_keys}, name))
+    method = kind(read_settings(name, kind.Config, {key: value for key, value in values.items() if key in own_keys}))
     stages = method.stages()
     loop_names = [*loop_keys, *(f"{stage.name}.{key}" for stage in stages for key in loop_keys)]
     for key in values:
         if key not in own_keys and key not in loop_names:
             raise unknown_name("setting", key, [*own_keys, *loop_keys, *(f"{stage.name}.…" for stage in stages)])
-    configs = {stage.name: read_config(TrainConfig, _loop_values(stage, layers, loop_keys), "training")
+    configs = {stage.name: read_settings(stage.name, TrainConfig, _loop_values(stage, layers, loop_keys))
                for stage in stages}
     return Run(folder, name, method, configs, data)
 

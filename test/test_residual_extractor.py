@@ -191,9 +191,9 @@ def test_inputs_that_do_not_fit_the_metadata_are_refused(models, tmp_path):
     [
         ({"detector": "orb"}, "", "unknown detector of .*'orb'; choose one of: rootsift, sift, surf"),
         ({"radius": 3}, "", "parameters of decoder 'points'"),
-        ({}, ":nms_radius=3", "unknown option of .*'nms_radius'; choose one of: backend, contrast, threads, top_k"),
+        ({}, ":nms_radius=3", "unknown setting of .*'nms_radius'; choose one of: backend, contrast, threads, top_k"),
         ({}, ":threads=-1", "threads is -1"),
-        ({}, ":contrast=high", "contrast is 'high', expected float"),
+        ({}, ":contrast=high", "contrast=high: expected a number"),
     ],
 )
 def test_unusable_models_and_options_say_why(models, tmp_path, parameters, options, wrong):

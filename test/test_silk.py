@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from kp_frontend.decoding import View, decode
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import ModelMetadata
+from kp_frontend.settings import read_settings
 from kp_training.data.pairs import PairBatch
 from kp_training.geometry.sampling import warp_points
 from kp_training.losses import silk as losses
 from kp_training.losses.detection import repeatability_loss, with_dustbin
-from kp_training.methods.base import Context, read_config
+from kp_training.methods.base import Context
 from kp_training.methods.silk import COMPACT_TRAINING, PAPER_TRAINING, Silk, SilkConfig
 from kp_training.networks.silk import DeployedSilk, SilkNet
 
@@ -210,7 +211,7 @@ class Photos:
 
 
 def _method(**settings) -> Silk:
-    return Silk(read_config(SilkConfig, settings, "silk"))
+    return Silk(read_settings("silk", SilkConfig, settings))
 
 
 def _batch(method: Silk, count: int = 1) -> PairBatch:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kp_frontend.settings import read_settings
 from kp_training.losses import detection, dual_softmax
-from kp_training.methods.base import read_config
 from kp_training.methods.kp2d import Kp2dConfig
 from kp_training.networks.compact import CompactNet
 
@@ -174,10 +174,10 @@ def test_location_loss_measures_the_shift_and_moves_the_peak():
 
 
 def test_config_values_are_converted_and_checked():
-    config = read_config(Kp2dConfig, {"height": "96", "zoom": "1.5", "network": "compact"}, "kp2d")
+    config = read_settings("kp2d", Kp2dConfig, {"height": "96", "zoom": "1.5", "network": "compact"})
     assert (config.height, config.zoom, config.network) == (96, 1.5, "compact")
     for key, value in (("height", "3.5"), ("zoom", "wide"), ("zoom", "nan"), ("height", True)):
         with pytest.raises(ValueError, match=f"{key}={value}: expected a"):
-            read_config(Kp2dConfig, {key: value}, "kp2d")
-    with pytest.raises(ValueError, match=r"unknown kp2d setting 'hight'; choose one of: .*height"):
-        read_config(Kp2dConfig, {"hight": 3}, "kp2d")
+            read_settings("kp2d", Kp2dConfig, {key: value})
+    with pytest.raises(ValueError, match=r"unknown setting of kp2d 'hight'; choose one of: .*height"):
+        read_settings("kp2d", Kp2dConfig, {"hight": 3})

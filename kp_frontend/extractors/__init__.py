@@ -8,10 +8,11 @@ from typing import Any
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.extractors import classical, learned
 from kp_frontend.extractors.base import Extractor
-from kp_frontend.extractors.options import parse_spec, read_options
+from kp_frontend.extractors.options import parse_spec
 from kp_frontend.resources import find_resource, model_names
+from kp_frontend.settings import read_settings
 
-__all__ = ["EXTRACTORS", "TRACKERS", "Extractor", "load_extractor", "parse_spec", "read_options"]
+__all__ = ["EXTRACTORS", "TRACKERS", "Extractor", "load_extractor", "parse_spec"]
 
 EXTRACTORS = classical.EXTRACTORS
 TRACKERS = ("gftt_lk",)  # valid --features that find points by following them, not by describing them
@@ -34,7 +35,7 @@ def load_extractor(spec: str, top_k: int = 1000, backend: str = "auto", **option
     values = {"top_k": top_k, "backend": backend, **options, **given}
     if name in EXTRACTORS:
         kind, build = EXTRACTORS[name]
-        return build(spec, read_options(name, kind, values))
+        return build(spec, read_settings(name, kind, values))
     return learned.load(spec, _model_path(name), values)
 
 

@@ -15,10 +15,11 @@ from kp_frontend.engines import Engine, open_engine
 from kp_frontend.errors import InputError
 from kp_frontend.extractors.base import Extractor, check_image
 from kp_frontend.extractors.network_input import network_input
-from kp_frontend.extractors.options import EngineOptions, Options, read_options
+from kp_frontend.extractors.options import EngineOptions, Options
 from kp_frontend.extractors.residual import ResidualExtractor, ResidualOptions
 from kp_frontend.features import Features
 from kp_frontend.images import to_gray
+from kp_frontend.settings import read_settings
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,11 @@ def from_engine(name: str, engine: Engine, values: Mapping[str, Any]) -> Extract
     Raises InputError for an unknown option or value, and for a model that it cannot use.
     """
     options, extractor = EXTRACTORS.get(engine.metadata.decoder, (LearnedOptions, LearnedExtractor))
-    return extractor(name, engine, read_options(name, options, values))
+    return extractor(name, engine, read_settings(name, options, values))
 
 
 def load(name: str, path: Path, values: Mapping[str, Any]) -> Extractor:
     """The extractor of the model file `path`; see `from_engine`."""
     needed = {key: values[key] for key in ("backend", "threads") if key in values}
-    options = read_options(name, EngineOptions, needed)
+    options = read_settings(name, EngineOptions, needed)
     return from_engine(name, open_engine(path, options.backend, options.threads), values)

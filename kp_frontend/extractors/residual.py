@@ -17,8 +17,9 @@ from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.extractors.base import Extractor
 from kp_frontend.extractors.classical import EXTRACTORS
 from kp_frontend.extractors.network_input import network_input
-from kp_frontend.extractors.options import EngineOptions, read_options
+from kp_frontend.extractors.options import EngineOptions
 from kp_frontend.features import Features
+from kp_frontend.settings import read_settings
 
 DETECTORS = ("sift", "rootsift", "surf")
 
@@ -63,7 +64,7 @@ def find_detector(owner: str, parameters: PointsParameters, top_k: int) -> Extra
     values: dict[str, Any] = {"top_k": top_k, "upright": parameters.upright}
     if parameters.contrast is not None:
         values["contrast"] = parameters.contrast
-    return build(parameters.detector, read_options(owner, options, values))
+    return build(parameters.detector, read_settings(owner, options, values))
 
 
 def point_inputs(found: Features, parameters: PointsParameters) -> dict[str, np.ndarray]:

@@ -67,11 +67,11 @@ def _trained(path: Path) -> Source:
 
 def _published(options: argparse.Namespace) -> Source:
     """A weight file as its authors published it, in the network of --method."""
-    from kp_training.cli.train import read_settings
+    from kp_training.cli.train import parse_settings
     from kp_training.runs import build_run
     from kp_training.weights import load_initial
 
-    run = build_run(Path(), options.method, [], read_settings(options.settings))
+    run = build_run(Path(), options.method, [], parse_settings(options.settings))
     network = run.stages[-1].network()
     load_initial(network, options.run)
     return Source(options.method, run.method, network, {}, f"published weights {options.run.name}")

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     if options.list_settings:
         return _list_settings(options.method)
-    overrides = read_settings(options.settings)
+    overrides = parse_settings(options.settings)
     if options.steps is not None:
         overrides["steps"] = options.steps
     if options.minutes is not None and options.minutes <= 0:
@@ -152,7 +152,7 @@ def _list_settings(name: str | None) -> int:
     return 0
 
 
-def read_settings(words: Sequence[str]) -> dict[str, Any]:
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     """`key=value` words as a dict of text."""
     pairs = [word.partition("=") for word in words]
     for key, sign, _ in pairs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from kp_frontend.errors import InputError, unknown_name
 from kp_training.data.images import Images
 
 
@@ -96,36 +95,6 @@ class Method(Protocol):
     def decoding(self) -> Decoding:
         """How the runtime decodes the deployed network's outputs."""
         ...
-
-
-NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
-
-
-def read_config(config_class: type, values: dict[str, Any], source: str) -> Any:
-    """`config_class` with `values`, converted from text to each field's type.
-
-    Raises InputError for an unknown key, listing the valid ones, and for a value that does not fit.
-    """
-    types = {entry.name: type(entry.default) for entry in fields(config_class)}
-    converted = {}
-    for key, value in values.items():
-        if key not in types:
-            raise unknown_name(f"{source} setting", key, types)
-        converted[key] = _convert(key, value, types[key])
-    return config_class(**converted)
-
-
-def _convert(key: str, value: Any, kind: type) -> Any:
-    if kind is bool and str(value).lower() in ("true", "false", "1", "0"):
-        return str(value).lower() in ("true", "1")
-    try:
-        if kind in (int, float, str) and not isinstance(value, (bool, dict, list)):
-            converted = kind(value)
-            if kind is str or (np.isfinite(float(value)) and converted == float(value)):
-                return converted
-    except ValueError:
-        pass
-    raise InputError(f"{key}={value}: expected {NAMES.get(kind, kind.__name__)}")
 
 
 def images_to_float(batch: Any) -> tuple[Tensor, Tensor]:
