@@ -69,14 +69,15 @@ class Keeper(AfterStep):
     def _interrupt(self, *_: Any) -> None:
         print("\nstopping after this step; --resume continues the run (Ctrl-C again to stop at once)", flush=True)
         self.interrupted = True
-        self._restore()
+        self.restore_signals()
 
-    def _restore(self) -> None:
+    def restore_signals(self) -> None:
+        """Signals do again what they did before training."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def teardown(self, *_: Any, **__: Any) -> None:
-        self._restore()
+        self.restore_signals()
 
     def after_step(self, trainer: lightning.Trainer, _: Any) -> None:
         due = time.monotonic() - self._saved > LONGEST_UNSAVED

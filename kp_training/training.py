@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -194,19 +195,25 @@ def train(
     """Train the stages of `run` that are not over yet, to `minutes` or to Ctrl-C; whether all are over now.
 
     initial: weights that the first stage starts from.  Stopped early or not, the run's folder holds what continues
-    exactly.
+    exactly.  Raises KeyboardInterrupt where there was no step in hand to end.
     """
     machine = Machine.here(device)
     # Here, not in the workers: one forked while OpenCV's threads live would wait for their lock for ever.
     cv2.setNumThreads(0)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that shuts down asks as Ctrl-C does
     keeper = Keeper(run, minutes)
-    for number, stage in enumerate(run.stages):
-        if run.finished(stage):
-            continue
-        if not _train_stage(run, stage, machine, images, held_out, keeper, None if number else initial):
-            return False
-        if stage is not run.stages[-1] and machine.rank == 0:
-            run.finish(stage)
+    try:
+        for number, stage in enumerate(run.stages):
+            if run.finished(stage):
+                continue
+            if not _train_stage(run, stage, machine, images, held_out, keeper, None if number else initial):
+                return False
+            if stage is not run.stages[-1] and machine.rank == 0:
+                run.finish(stage)
+            if machine.processes > 1:
+                torch.distributed.barrier()  # the next stage reads what the first process has just put away
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return True
 
 
@@ -226,6 +233,9 @@ def _train_stage(
     trainer = trainer_of(run, config, machine, [Progress(stage.name, config.steps), validation, keeper])
     try:
         trainer.fit(module, ckpt_path=str(run.last) if checkpoint else None, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of a Ctrl-C before the first step, as while images are labelled
+        keeper.restore_signals()
+        raise KeyboardInterrupt from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

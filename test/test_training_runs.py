@@ -319,6 +319,21 @@ def test_interrupt_leaves_a_run_that_resumes(tmp_path):
     assert load_checkpoint(run)["global_step"] == done + 1
 
 
+def test_interrupt_before_the_first_step_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    """As while images are labelled: there is nothing to finish, so the command ends at once."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    words = ["--method", "kp2d", "--data", "procedural:2", "--steps", "1", *SMALL]
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patched:
+        patched.setattr(Kp2d, "_pairs", interrupted)
+        assert _train("--run", tmp_path / "run", *words) == 130
+    assert "continue with: python -m kp_training train --resume" in capsys.readouterr().out
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert _train("--resume", tmp_path / "run") == 0
+
+
 def test_checkpoint_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     from kp_training.runs import AtomicCheckpoints
 

@@ -54,7 +54,11 @@ def main(argv: Sequence[str]) -> int:
         run.write_config()
         steps = ", ".join(f"{name} {config.steps}" for name, config in run.configs.items())
         print(f"{run.name} {run.method.variant}: {len(images)} images; steps: {steps} → {run.folder}", flush=True)
-    over = train(run, images, held_out, options.device, options.minutes, options.init)
+    try:
+        over = train(run, images, held_out, options.device, options.minutes, options.init)
+    except KeyboardInterrupt:
+        print(f"\nstopped; continue with: python -m kp_training train --resume {run.folder}")
+        return 130
     if first:
         _report(run, over)
     return 0
