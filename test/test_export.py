@@ -28,7 +28,7 @@ VARIANTS = {
     "superpoint-none": ("superpoint", {"norm": "none"}),
     "superpoint-compact": ("superpoint", {"network": "compact"}),
     "silk": ("silk", {}),
-    "silk-padded": ("silk", {"padding": True, "width": 16}),
+    "silk-padded": ("silk", {"padding": True, "channels": 16}),
     "silk-compact": ("silk", {"network": "compact"}),
     "residual": ("residual", {}),
     "residual-upright": ("residual", {"detector": "rootsift", "upright": True, "fusion": False}),

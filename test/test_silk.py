@@ -236,8 +236,9 @@ def test_the_papers_defaults():
 
 
 @pytest.mark.parametrize("settings", [
-    {"width": 4, "crop": 40}, {"width": 4, "crop": 32, "padding": "true", "recompute": "true", "positions": 50},
-    {"network": "compact", "crop": 64},
+    {"channels": 4, "height": 40, "width": 56},
+    {"channels": 4, "height": 32, "width": 32, "padding": "true", "recompute": "true", "positions": 50},
+    {"network": "compact", "height": 64, "width": 64},
 ])
 def test_a_step_of_training_reaches_every_weight(settings):
     method = _method(**settings)
@@ -253,7 +254,7 @@ def test_a_step_of_training_reaches_every_weight(settings):
 
 def test_training_brings_matches():
     """A tiny network on one easy pair: pixels learn to find themselves, the detector which ones do."""
-    method = _method(width=4, padding="true", crop=32, style="off")
+    method = _method(channels=4, padding="true", height=32, width=32, style="off")
     stage, = method.stages()
     torch.manual_seed(0)
     network, batch = stage.network(), _batch(method)
@@ -270,7 +271,7 @@ def test_training_brings_matches():
 
 
 def test_half_of_the_positions_estimate_the_loss_of_all():
-    every, half = (_method(width=4, crop=48, positions=count) for count in (-1, 60))
+    every, half = (_method(channels=4, height=48, width=48, positions=count) for count in (-1, 60))
     torch.manual_seed(0)
     network, batch = every.stages()[0].network(), _batch(every)
     with torch.no_grad():
@@ -305,8 +306,8 @@ def test_compact_has_defaults_of_its_own():
 
 
 @pytest.mark.parametrize("settings", [
-    {"network": "keypointnet"}, {"crop": 20}, {"network": "compact", "crop": 100}, {"width": 0}, {"positions": -2},
-    {"temperature": 0}, {"turn_share": 2}, {"block": 0},
+    {"network": "keypointnet"}, {"height": 20}, {"network": "compact", "width": 100}, {"channels": 0},
+    {"positions": -2}, {"temperature": 0}, {"turn_share": 2}, {"block": 0},
 ])
 def test_settings_that_cannot_be(settings):
     with pytest.raises(InputError, match=f"{list(settings)[-1]}.*(expected|choose)"):
@@ -318,7 +319,7 @@ def test_exported_maps_decode_to_keypoints_of_the_image(tmp_path, padding):
     """At two sizes, neither the one it was exported at; the network finds its own maxima at the right pixels."""
     from kp_training.export.onnx import export_onnx
 
-    method = _method(width=4, padding=padding)
+    method = _method(channels=4, padding=padding)
     stage, decoding = method.stages()[0], method.decoding()
     network = _lively(stage.network()).eval()
     metadata = ModelMetadata("silk", method.variant, decoding.decoder, network.descriptor_size, network.stride,

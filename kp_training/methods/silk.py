@@ -4,7 +4,7 @@
 in its own way.  Expected while training: the detector's logits first sink together, since hardly any pixel finds
 itself yet, and recover as the descriptors learn; until then the scores rank little.
 
-``network=silk`` is the paper's; a smaller ``width`` and ``padding`` leave it.  ``network=compact`` is ours for small
+``network=silk`` is the paper's; fewer ``channels`` and ``padding`` leave it.  ``network=compact`` is ours for small
 machines.  Its descriptors, one for 8×8 pixels, cannot tell neighbouring pixels apart, so that SiLK's objective over
 all pixels means nothing there.  What is kept: InfoNCE both ways, between a pixel drawn in each cell and where it
 lies in the other view, and a detector that learns who wins.  What is ours: that detector is two, a reliability a
@@ -32,7 +32,7 @@ from kp_training.methods.compact_objective import DualSoftmaxConfig, dual_softma
 from kp_training.networks.compact import CompactNet, DeployedCompact
 from kp_training.networks.silk import LENGTH, MARGIN, DeployedSilk, SilkNet
 
-PAPER_WIDTH = 64
+PAPER_CHANNELS = 64
 PAPER_TRAINING = {"steps": 100_000, "batch_size": 1, "learning_rate": 1e-4, "schedule": "constant",
                   "weight_decay": 0.0, "warmup": 0, "clip": 0.0, "ema": 0.0}
 REDUCED_TRAINING = {"batch_size": 2, "learning_rate": 2e-3}
@@ -44,28 +44,29 @@ COMPACT_TRAINING = {"batch_size": 16, "learning_rate": 2e-3}
 class SilkConfig(DualSoftmaxConfig):
     """Settings of SiLK; ``auto``, and 0 where it says so, follow the network.
 
-    network: ``silk`` or ``compact``.  width: channels of the first half of silk's; 64 is the paper's.  padding: zeros
+    network: ``silk`` or ``compact``.  channels: of the first half of silk's layers; 64 is the paper's.  padding: zeros
     around silk's convolutions, so that its maps are of the image's size.
     geometry: see PairConfig; auto is ``silk``, and ``wide`` for compact.  style: auto is ``silk``, the paper's set A,
     and ``camera`` for compact; ``silk_hpatches`` is its set B.
-    crop: side of the views in pixels; 0 = the paper's 164, with padding the 146 of its maps, 192 for compact.
+    height, width: of the views in pixels; 0 = the paper's 164, with padding the 146 of its maps, 192 for compact.
     temperature: of similarities of descriptors of length √2.
     positions: so many pixels of a pair, drawn anew at each step, look for themselves among all of the other view;
-    −1 = all that both views show, as in the paper; 0 = all for width 64, 512 below.
+    −1 = all that both views show, as in the paper; 0 = all for 64 channels, 512 for fewer.
     block: similarities in memory at a time.  recompute: silk's layers run again for the gradient instead of keeping
     what they gave; so a pair of 480×640 trains within 8 GB.
     turn_share: of wide pairs, see PairConfig.  The others are compact's, see DualSoftmaxConfig.
 
-    A narrower silk (width=16 is for CPUs) and compact are trained with other defaults, ours: batch 2 and 16,
+    A narrower silk (channels=16 is for CPUs) and compact are trained with other defaults, ours: batch 2 and 16,
     learning rate 2e-3 falling as a cosine, averaged weights.
     """
 
     network: str = "silk"
-    width: int = PAPER_WIDTH
+    channels: int = PAPER_CHANNELS
     padding: bool = False
     geometry: str = "auto"
     style: str = "auto"
-    crop: int = 0
+    height: int = 0
+    width: int = 0
     positions: int = 0
     block: int = BLOCK
     recompute: bool = False
@@ -81,7 +82,7 @@ class SilkConfig(DualSoftmaxConfig):
 class Kind:
     """What follows from the network's name and shape.
 
-    losses: as in Stage, with the config first.  geometry, style, crop: of the pairs, where the config leaves them open.
+    losses: as in Stage, with the config first.  geometry, style, side: of the pairs, where the config leaves them open.
     decoding: parameters of the decoder ``full``.
     """
 
@@ -91,7 +92,7 @@ class Kind:
     deployed: Callable[[nn.Module], nn.Module]
     geometry: str
     style: str
-    crop: int
+    side: int
     training: Mapping[str, Any]
     decoding: dict[str, Any]
 
@@ -99,10 +100,10 @@ class Kind:
 def _silk(config: SilkConfig) -> Kind:
     """The paper's network, or a narrower one."""
     return Kind(
-        variant=f"{'padded' if config.padding else 'unpadded'}-{config.width}",
-        network=lambda: SilkNet(config.width, config.padding, config.recompute),
-        losses=_all_pixels, deployed=DeployedSilk, geometry="silk", style="silk", crop=146 if config.padding else 164,
-        training=PAPER_TRAINING if config.width == PAPER_WIDTH else REDUCED_TRAINING,
+        variant=f"{'padded' if config.padding else 'unpadded'}-{config.channels}",
+        network=lambda: SilkNet(config.channels, config.padding, config.recompute),
+        losses=_all_pixels, deployed=DeployedSilk, geometry="silk", style="silk", side=146 if config.padding else 164,
+        training=PAPER_TRAINING if config.channels == PAPER_CHANNELS else REDUCED_TRAINING,
         # As in the paper nothing is suppressed: neighbouring pixels may all be keypoints.
         decoding={"nms_radius": 0, "border": 0 if config.padding else MARGIN, "refine_radius": 0, "threshold": 0.0},
     )
@@ -112,7 +113,7 @@ def _compact(config: SilkConfig) -> Kind:
     """Our small network; decoded as kp2d's is."""
     return Kind(
         variant="compact", network=CompactNet, losses=_pixel_a_cell, deployed=DeployedCompact, geometry="wide",
-        style="camera", crop=192, training=COMPACT_TRAINING,
+        style="camera", side=192, training=COMPACT_TRAINING,
         decoding={"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0},
     )
 
@@ -139,11 +140,10 @@ class Silk:
 
     def _pairs(self, context: Context) -> HomographyPairs:
         config, kind = self.config, self.kind
-        side = config.crop or kind.crop
         pairs = PairConfig(
             geometry=kind.geometry if config.geometry == "auto" else config.geometry,
             style=kind.style if config.style == "auto" else config.style,
-            height=side, width=side, turn_share=config.turn_share,
+            height=config.height or kind.side, width=config.width or kind.side, turn_share=config.turn_share,
             corners=config.network == "compact" and config.corner_weight > 0,
         )
         return HomographyPairs(context.images, pairs, context.seed, on_device=context.on_device)
@@ -154,12 +154,14 @@ class Silk:
 
 def _check_ranges(config: SilkConfig, kind: Kind) -> None:
     multiple, least = (32, 64) if config.network == "compact" else (1, 32)
-    if config.crop and (config.crop < least or config.crop % multiple):
-        raise InputError(f"crop={config.crop}: expected a multiple of {multiple}, of at least {least}, or 0 for "
-                         f"{kind.crop}")
-    if config.width < 1 or config.block < 1 or config.positions < -1:
-        raise InputError(f"width={config.width}, block={config.block}, positions={config.positions}: expected at least "
-                         "1, 1 and -1")
+    for name in ("height", "width"):
+        side = getattr(config, name)
+        if side and (side < least or side % multiple):
+            raise InputError(f"{name}={side}: expected a multiple of {multiple}, of at least {least}, or 0 for "
+                             f"{kind.side}")
+    if config.channels < 1 or config.block < 1 or config.positions < -1:
+        raise InputError(f"channels={config.channels}, block={config.block}, positions={config.positions}: expected at "
+                         "least 1, 1 and -1")
     if min(config.temperature, config.penalty) <= 0 or not 0 <= config.turn_share <= 1:
         raise InputError(f"temperature={config.temperature:g}, penalty={config.penalty:g}, turn_share="
                          f"{config.turn_share:g}: expected more than 0, more than 0, and a share from 0 to 1")
@@ -168,7 +170,7 @@ def _check_ranges(config: SilkConfig, kind: Kind) -> None:
 def _all_pixels(config: SilkConfig, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
     """The paper's objective; with `positions`, an unbiased estimate of it."""
     logits, descriptors = run(network, torch.cat(images_to_float(batch)))
-    count = config.positions or (0 if config.width == PAPER_WIDTH else REDUCED_POSITIONS)
+    count = config.positions or (0 if config.channels == PAPER_CHANNELS else REDUCED_POSITIONS)
     pairs = [draw_pairs(homography_pairs(*views, network.margin), max(count, 0))
              for views in zip(batch.homography, batch.mask0, batch.mask1)]
     return silk_losses(logits.chunk(2), descriptors.chunk(2), pairs, config.temperature, config.block)
