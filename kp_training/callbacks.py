@@ -16,6 +16,8 @@ from kp_training.runs import Run
 
 LONGEST_UNSAVED = 300.0
 """Seconds; a stage of few and long steps is saved though `save_every` is far."""
+LONGEST_SILENCE = 60.0
+"""Seconds between two lines about a stage of long steps."""
 
 
 class AfterStep(Callback):
@@ -101,7 +103,7 @@ class Keeper(AfterStep):
 
 
 class Progress(AfterStep):
-    """A bar with the losses and the time left on a terminal; a line at each log step elsewhere."""
+    """A bar with the losses and the time left on a terminal; elsewhere lines: at log steps, the last, each minute."""
 
     def __init__(self, name: str, steps: int) -> None:
         from rich.console import Console
@@ -114,7 +116,7 @@ class Progress(AfterStep):
             TimeRemainingColumn,
         )
 
-        self.name, self.console = name, Console()
+        self.name, self.steps, self.console, self.told = name, steps, Console(), time.monotonic()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
@@ -128,14 +130,16 @@ class Progress(AfterStep):
 
     def after_step(self, trainer: lightning.Trainer, _: Any) -> None:
         self.bar.update(self.task, completed=trainer.global_step)
-        if trainer.global_step % trainer.log_every_n_steps or not trainer.is_global_zero:
+        step, due = trainer.global_step, time.monotonic() - self.told > LONGEST_SILENCE
+        if not trainer.is_global_zero or not (due or step % trainer.log_every_n_steps == 0 or step == self.steps):
             return
+        self.told = time.monotonic()
         losses = "  ".join(f"{name.removeprefix(f'{self.name}/')} {value:.3f}"
                            for name, value in trainer.callback_metrics.items()
                            if name.startswith(f"{self.name}/") and not name.endswith("learning_rate"))
         self.bar.update(self.task, losses=losses)
         if not self.console.is_terminal:
-            print(f"{time.strftime('%H:%M:%S')} {self.name} step {trainer.global_step}  {losses}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {self.name} step {step}  {losses}", flush=True)
 
     def on_train_end(self, *_: Any) -> None:
         self.bar.stop()

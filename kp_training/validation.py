@@ -25,7 +25,7 @@ from kp_training.geometry.homography import warp_points
 from kp_training.methods.base import Stage
 from kp_training.runs import BEST, Run
 
-PAIRS = PairConfig(geometry="wide", style="camera", color="rgb", height=240, width=320, turn_share=0.1, corners=False)
+PAIRS = PairConfig(geometry="wide", style="camera", color="rgb", height=240, width=320, turn_share=0.1)
 SEED = 2026
 TOP_K = 300
 PICTURES = 4

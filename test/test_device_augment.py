@@ -43,9 +43,10 @@ class SmoothPhotos:
 @pytest.mark.parametrize("geometry", list(GEOMETRIES))
 @pytest.mark.parametrize("color", ["gray", "rgb"])
 def test_device_and_loader_make_the_same_pairs(geometry, color):
-    config = PairConfig(geometry=geometry, style="off", color=color, height=64, width=80, corners=geometry == "wide")
-    loaded = HomographyPairs(SmoothPhotos(), config, seed=3)
-    pairs = HomographyPairs(SmoothPhotos(), config, seed=3, on_device=True)
+    config = PairConfig(geometry=geometry, style="off", color=color, height=64, width=80)
+    points = (lambda index: np.float32([[100, 90, 1], [150, 120, 0.5]])) if geometry == "wide" else None
+    loaded = HomographyPairs(SmoothPhotos(), config, 3, points)
+    pairs = HomographyPairs(SmoothPhotos(), config, 3, points, on_device=True)
     numbers = range(9)
     ours = pairs.finish(default_collate([pairs[number] for number in numbers]))
     theirs = default_collate([loaded[number] for number in numbers])
@@ -62,13 +63,13 @@ def test_device_and_loader_make_the_same_pairs(geometry, color):
 
 
 def test_finish_leaves_the_loaders_pairs_alone():
-    pairs = HomographyPairs(SmoothPhotos(), PairConfig(height=32, width=32, corners=False), seed=0)
+    pairs = HomographyPairs(SmoothPhotos(), PairConfig(height=32, width=32), seed=0)
     batch = default_collate([pairs[0], pairs[1]])
     assert pairs.finish(batch) is batch
 
 
 def test_device_pairs_follow_torchs_seed():
-    config = PairConfig(height=32, width=32, corners=False)
+    config = PairConfig(height=32, width=32)
     pairs = HomographyPairs(ProceduralImages(2), config, seed=0, on_device=True)
     items = default_collate([pairs[0], pairs[1]])
     batches = [(torch.manual_seed(seed), pairs.finish(items))[1] for seed in (1, 1, 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def _reached(loss, part):
 
 def _batch(method, count=2):
     images = ProceduralImages(3, size=(96, 128))
-    context = Context(images, 0, torch.device("cpu"), False, Path("unused"), lambda name: None, count)
+    context = Context(images, 0, torch.device("cpu"), False, Path(os.devnull), lambda name: None, count)
     pairs = method.stages()[0].dataset(context)
     return default_collate([pairs[number] for number in range(count)])
 
@@ -106,7 +107,7 @@ def test_parity_chooses_dropout_light_and_warps():
     for parity, dropout, suffix in (("code", 0.2, ""), ("paper", 0.0, "_paper")):
         method = Kp2d(Kp2dConfig(parity=parity))
         pairs = method._pair_config()
-        assert (pairs.style, pairs.geometry, pairs.corners) == (f"kp2d{suffix}", f"kp2d{suffix}", False)
+        assert (pairs.style, pairs.geometry) == (f"kp2d{suffix}", f"kp2d{suffix}")
         assert _dropouts(method.stages()[0].network()) == {dropout}
     own = Kp2d(Kp2dConfig(parity="paper", style="kp2d_code", geometry="wide", dropout=0.1))
     assert (own._pair_config().style, own._pair_config().geometry) == ("kp2d_code", "wide")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -37,7 +38,7 @@ def images():
 
 
 def _context(images) -> Context:
-    return Context(images=images, seed=5, device=torch.device("cpu"), on_device=False, cache=Path("nowhere"),
+    return Context(images=images, seed=5, device=torch.device("cpu"), on_device=False, cache=Path(os.devnull),
                    trained=lambda name: None, items=100)
 
 
@@ -195,7 +196,7 @@ def test_points_behind_the_horizon_and_no_points_have_no_partner():
 
 
 def test_pairs_hold_what_the_runtime_finds(images):
-    views = PairConfig(geometry="wide", style="camera", color="rgb", height=96, width=128, corners=False)
+    views = PairConfig(geometry="wide", style="camera", color="rgb", height=96, width=128)
     pairs = HomographyPairs(images, views, seed=5)
     dataset = DescribedPairs(pairs, PointsParameters("rootsift"), 60, 3.0)
     sift, matched = load_extractor("rootsift", top_k=60), 0

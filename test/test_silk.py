@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -215,7 +218,7 @@ def _method(**settings) -> Silk:
 
 
 def _batch(method: Silk, count: int = 1) -> PairBatch:
-    context = Context(Photos(), 0, torch.device("cpu"), False, None, None, count)
+    context = Context(Photos(), 0, torch.device("cpu"), False, Path(os.devnull), None, count)
     dataset = method.stages()[0].dataset(context)
     return torch.utils.data.default_collate([dataset[number] for number in range(count)])
 

@@ -26,6 +26,7 @@ from kp_training.data.procedural import ProceduralImages
 from kp_training.methods import METHODS
 from kp_training.methods.kp2d import Kp2d
 from kp_training.runs import load_checkpoint
+from kp_training.training import EndlessBatches
 from kp_training.validation import Validation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,11 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, photos):
     assert {key: value for key, value in first.items() if key != "minutes"} == {
         key: value for key, value in second.items() if key != "minutes"}
     assert {"Rep", "LE", "MMA@3", "M.Score", "Cor-3"} <= set(first)
+
+
+def test_processes_take_turns_with_batches():
+    ours, theirs = (iter(EndlessBatches(start, 2, 3)) for start in (4, 5))
+    assert [next(ours), next(ours), next(theirs)] == [[12, 13, 14], [18, 19, 20], [15, 16, 17]]
 
 
 def test_killed_run_ends_as_if_it_had_not_been(tmp_path):

@@ -6,13 +6,49 @@ corner at several scales and slants and drops noise, and gives the detector some
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
 import cv2
 import numpy as np
 
+from kp_training.data.images import Images
 from kp_training.geometry.homography import WideHomographies, homography_from_corners, view_corners
 
 _WARPS = WideHomographies(zoom=1.0, stretch=0.7, perspective=0.2, shift=0.1, turn_share=1.0)
 _BLOCK = 5
+FORMAT = 1
+
+
+class CornerPoints:
+    """``averaged_corners`` of `images` by index, made once and kept in a folder under `cache`.
+
+    All loader processes and later runs share them; where the folder takes nothing, they are made each time.
+    """
+
+    def __init__(self, images: Images, cache: Path) -> None:
+        self.images = images
+        self.folder = cache / f"corners-{FORMAT}-{hashlib.sha256(images.identity.encode()).hexdigest()[:24]}"
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, index: int) -> np.ndarray:
+        """N×3 float32 of the image `index`."""
+        file = self.folder / f"{index:07d}.npy"
+        try:
+            return np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            pass
+        grey = cv2.cvtColor(self.images[index], cv2.COLOR_BGR2GRAY)
+        points = averaged_corners(grey, np.random.default_rng([3, index]))
+        beside = file.with_name(f"{file.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):
+            with beside.open("wb") as stream:
+                np.save(stream, points)
+            os.replace(beside, file)
+        return points
 
 
 def averaged_corners(grey: np.ndarray, rng: np.random.Generator, warps: int = 16, limit: int = 1500) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from kp_frontend.errors import unknown_name
 from kp_training.augment import apply_style
-from kp_training.data.corners import averaged_corners, draw_labels
+from kp_training.data.corners import draw_labels
 from kp_training.data.images import Images
 from kp_training.device_augment import light_images
 from kp_training.geometry.homography import (
@@ -64,7 +64,7 @@ class PairConfig:
     geometry: a name in GEOMETRIES; ``wide`` is ours.  style: photometric style of ``augment``.
     color: ``gray`` or ``rgb``.
     height, width: of the views in pixels.  turn_share: share of wide pairs turned by anything up to ±180°.
-    zoom, stretch, hardness: of wide pairs, see WideHomographies.  corners: whether corner labels are made.
+    zoom, stretch, hardness: of wide pairs, see WideHomographies.
     """
 
     geometry: str = "wide"
@@ -76,14 +76,12 @@ class PairConfig:
     zoom: float = 1.0
     stretch: float = 1.0
     hardness: float = 1.0
-    corners: bool = True
 
 
 class HomographyPairs(Dataset):
     """Endless pairs of views; item n depends on `images`, `config`, `seed` and n alone.
 
-    points: image index → N×3 float32 (x, y, strength in (0, 1]) that the labels are drawn from; by default
-    ``averaged_corners`` where the config wants corners.
+    points: image index → N×3 float32 (x, y, strength in (0, 1]) that the labels are drawn from; None for no labels.
     on_device: items are PairParts, and ``finish`` makes a batch of them into a PairBatch on the training device.
     """
 
@@ -95,12 +93,14 @@ class HomographyPairs(Dataset):
             raise unknown_name("pair geometry", config.geometry, GEOMETRIES)
         self.images, self.config, self.seed, self.points = images, config, seed, points
         self.on_device = on_device
-        self._corners: dict[int, np.ndarray] = {}
+        self._order = (-1, np.zeros(0, np.int64))
 
     def __getitem__(self, number: int) -> PairBatch | PairParts:
         config = self.config
         epoch, position = divmod(number, len(self.images))
-        index = int(np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.images))[position])
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.images))
+        index = int(self._order[1][position])
         rng = np.random.default_rng([self.seed, 2, number])
         photo = self.images[index]
         if config.color == "gray":
@@ -109,7 +109,7 @@ class HomographyPairs(Dataset):
             photo = _mix_channels(photo, rng)
         photo_from_views = GEOMETRIES[config.geometry](photo.shape[:2], config, rng)
         size = (config.height, config.width)
-        labels = [self._labels(index, photo, photo_from_view) for photo_from_view in photo_from_views]
+        labels = [self._labels(index, photo_from_view) for photo_from_view in photo_from_views]
         homography = np.linalg.inv(photo_from_views[1]) @ photo_from_views[0]
         homography = torch.from_numpy((homography / homography[2, 2]).astype(np.float32))
         if self.on_device:
@@ -132,35 +132,13 @@ class HomographyPairs(Dataset):
         images = light_images(views, self.config.style).round().to(torch.uint8)
         return PairBatch(*images.chunk(2), batch.homography, *masks.chunk(2), batch.labels0, batch.labels1)
 
-    def _labels(self, index: int, photo: np.ndarray, photo_from_view: np.ndarray) -> Tensor:
+    def _labels(self, index: int, photo_from_view: np.ndarray) -> Tensor:
         height, width = self.config.height, self.config.width
-        if self.points is not None:
-            x, y, strengths = self.points(index).T
-        elif not self.config.corners:
+        if self.points is None:
             return torch.zeros((height, width), dtype=torch.uint8)
-        else:
-            x, y, strengths = self._averaged_corners(index, photo).T
+        x, y, strengths = self.points(index).T
         points = warp_points(np.linalg.inv(photo_from_view), np.column_stack([x, y]))
         return torch.from_numpy(draw_labels(points, strengths, height, width))
-
-    def _averaged_corners(self, index: int, photo: np.ndarray) -> np.ndarray:
-        if index not in self._corners:
-            grey = photo if photo.ndim == 2 else cv2.cvtColor(photo, cv2.COLOR_BGR2GRAY)
-            self._corners[index] = averaged_corners(grey, np.random.default_rng([self.seed, 3, index]))
-        return self._corners[index]
-
-
-class EndlessSampler(Sampler):
-    """0, 1, 2 … from `start`: training that goes on after a stop sees the pairs that it would have seen."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        number = self.start
-        while True:
-            yield number
-            number += 1
 
 
 def _wide_views(photo_size: tuple[int, int], config: PairConfig, rng: np.random.Generator) -> Sequence[np.ndarray]:

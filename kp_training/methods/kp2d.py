@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.errors import InputError, unknown_name
+from kp_training.data.corners import CornerPoints
 from kp_training.data.pairs import HomographyPairs, PairBatch, PairConfig
 from kp_training.geometry.sampling import to_cells
 from kp_training.losses.keypointnet import CODE, PAPER, LossRules, paper_losses
@@ -159,7 +160,8 @@ class Kp2d:
         return self.objective == "paper" and self.version.outliers != "none"
 
     def _pairs(self, context: Context) -> HomographyPairs:
-        return HomographyPairs(context.images, self._pair_config(), context.seed, on_device=context.on_device)
+        points = None if self.objective == "paper" else CornerPoints(context.images, context.cache)
+        return HomographyPairs(context.images, self._pair_config(), context.seed, points, context.on_device)
 
     def _pair_config(self) -> PairConfig:
         config, network, paper = self.config, NETWORKS[self.config.network], self.objective == "paper"
@@ -173,7 +175,6 @@ class Kp2d:
             zoom=config.zoom,
             stretch=config.stretch,
             hardness=config.hardness,
-            corners=not paper,
         )
 
     def _losses(self, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ class Residual:
     def _pairs(self, context: Context) -> DescribedPairs:
         config = self.config
         views = PairConfig(geometry=config.geometry, style=config.style, color="rgb", height=config.height,
-                           width=config.width, corners=False)
+                           width=config.width)
         pairs = HomographyPairs(context.images, views, context.seed)
         return DescribedPairs(pairs, self.detector, config.points, config.match_radius)
 

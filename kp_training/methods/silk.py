@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.errors import InputError, unknown_name
+from kp_training.data.corners import CornerPoints
 from kp_training.data.pairs import HomographyPairs, PairBatch, PairConfig
 from kp_training.losses.blockwise import BLOCK
 from kp_training.losses.silk import draw_pairs, homography_pairs, silk_losses
@@ -83,7 +84,7 @@ class Kind:
     """What follows from the network's name and shape.
 
     losses: as in Stage, with the config first.  geometry, style, side: of the pairs, where the config leaves them open.
-    decoding: parameters of the decoder ``full``.
+    decoding: parameters of the decoder ``full``.  corners: whether the losses want corner labels.
     """
 
     variant: str
@@ -95,6 +96,7 @@ class Kind:
     side: int
     training: Mapping[str, Any]
     decoding: dict[str, Any]
+    corners: bool = False
 
 
 def _silk(config: SilkConfig) -> Kind:
@@ -114,7 +116,7 @@ def _compact(config: SilkConfig) -> Kind:
     return Kind(
         variant="compact", network=CompactNet, losses=_pixel_a_cell, deployed=DeployedCompact, geometry="wide",
         style="camera", side=192, training=COMPACT_TRAINING,
-        decoding={"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0},
+        decoding={"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0}, corners=True,
     )
 
 
@@ -144,9 +146,9 @@ class Silk:
             geometry=kind.geometry if config.geometry == "auto" else config.geometry,
             style=kind.style if config.style == "auto" else config.style,
             height=config.height or kind.side, width=config.width or kind.side, turn_share=config.turn_share,
-            corners=config.network == "compact" and config.corner_weight > 0,
         )
-        return HomographyPairs(context.images, pairs, context.seed, on_device=context.on_device)
+        points = CornerPoints(context.images, context.cache) if kind.corners and config.corner_weight > 0 else None
+        return HomographyPairs(context.images, pairs, context.seed, points, context.on_device)
 
     def decoding(self) -> Decoding:
         return Decoding("full", self.kind.decoding, ("scores", "descriptors"))
