@@ -72,9 +72,10 @@ def test_sources_are_joined_in_order(photos):
     assert not np.array_equal(open_images([])[0], open_images([], held_out=True)[0])
 
 
-def test_resumed_run_equals_uninterrupted_run(tmp_path, photos):
+@pytest.mark.parametrize("augment", ["loader", "device"])
+def test_resumed_run_equals_uninterrupted_run(tmp_path, photos, augment):
     """Stopped after one step and resumed: the same weights, averages and optimizer state, bit for bit."""
-    words = ("--method", "kp2d", "--steps", "4", "--data", f"photos:{photos}", *SMALL)
+    words = ("--method", "kp2d", "--steps", "4", "--data", f"photos:{photos}", *SMALL, f"augment={augment}")
     assert _train("--run", tmp_path / "whole", *words) == 0
     assert _train("--run", tmp_path / "parts", "--minutes", "1e-6", *words) == 0
     assert load_checkpoint(tmp_path / "parts")["global_step"] == 1
