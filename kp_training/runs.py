@@ -46,8 +46,10 @@ class Run:
 
     folder: holds ``config.yaml``, ``last.ckpt`` (of the stage in hand), ``best.ckpt``, ``STAGE.ckpt`` of each stage
     that is over but the last, TensorBoard events and ``metrics.json``.
-    configs: of the loop, by stage name.
+    configs: of the loop, by stage name.  initial: file of the weights that the first stage starts from, if any.
     """
+
+    initial: Path | None = None
 
     def __init__(
         self, folder: Path, name: str, method: Method, configs: dict[str, TrainConfig], data: list[str]
@@ -63,7 +65,8 @@ class Run:
         """All that is needed to build this run again, as plain values."""
         training = {name: asdict(config) for name, config in self.configs.items()}
         return {"method": self.name, "settings": asdict(self.method.config), "training": training,
-                "data": list(self.data), "revision": git_revision()}
+                "data": list(self.data), "init": str(self.initial) if self.initial else None,
+                "revision": git_revision()}
 
     def write_config(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,9 @@ def open_run(path: Path, overrides: Mapping[str, Any] | None = None, name: str |
                          "resume it without --method, or start a new run")
     loop = {f"{stage}.{key}": value for stage, values in stored["training"].items() for key, value in values.items()}
     folder = path if path.is_dir() else path.parent
-    return build_run(folder, stored["method"], list(stored["data"]), stored["settings"] | loop, overrides or {})
+    run = build_run(folder, stored["method"], list(stored["data"]), stored["settings"] | loop, overrides or {})
+    run.initial = Path(stored["init"]) if stored["init"] else None
+    return run
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -143,7 +148,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} holds no run (no {CONFIG}); give the folder that `train` named, or a checkpoint")
     try:
         stored = yaml.safe_load(file.read_text())
-        if {"method", "settings", "training", "data"} <= set(stored):
+        if {"method", "settings", "training", "data", "init"} <= set(stored):
             return stored
     except (yaml.YAMLError, TypeError):
         pass

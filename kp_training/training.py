@@ -189,13 +189,11 @@ class EndlessBatches(Sampler):
             batch += self.step
 
 
-def train(
-    run: Run, images: Images, held_out: Images, device: str, minutes: float | None = None, initial: Path | None = None
-) -> bool:
+def train(run: Run, images: Images, held_out: Images, device: str, minutes: float | None = None) -> bool:
     """Train the stages of `run` that are not over yet, to `minutes` or to Ctrl-C; whether all are over now.
 
-    initial: weights that the first stage starts from.  Stopped early or not, the run's folder holds what continues
-    exactly.  Raises KeyboardInterrupt where there was no step in hand to end.
+    Stopped early or not, the run's folder holds what continues exactly.  Raises KeyboardInterrupt where there was no
+    step in hand to end.
     """
     machine = Machine.here(device)
     # Here, not in the workers: one forked while OpenCV's threads live would wait for their lock for ever.
@@ -203,10 +201,10 @@ def train(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that shuts down asks as Ctrl-C does
     keeper = Keeper(run, minutes)
     try:
-        for number, stage in enumerate(run.stages):
+        for stage in run.stages:
             if run.finished(stage):
                 continue
-            if not _train_stage(run, stage, machine, images, held_out, keeper, None if number else initial):
+            if not _train_stage(run, stage, machine, images, held_out, keeper):
                 return False
             if stage is not run.stages[-1] and machine.rank == 0:
                 run.finish(stage)
@@ -217,9 +215,7 @@ def train(
     return True
 
 
-def _train_stage(
-    run: Run, stage: Stage, machine: Machine, images: Images, held_out: Images, keeper: Keeper, initial: Path | None
-) -> bool:
+def _train_stage(run: Run, stage: Stage, machine: Machine, images: Images, held_out: Images, keeper: Keeper) -> bool:
     """Whether the stage came to its end."""
     config, device = run.configs[stage.name], machine.device()
     if config.precision == "16" and device.type != "cuda":
@@ -227,7 +223,7 @@ def _train_stage(
     module, checkpoint = Trained(stage, config, machine), run.in_hand(stage)
     module.context = context_of(run, stage, machine, images)
     if checkpoint is None:
-        _start(module, stage, initial)
+        _start(module, stage, run.initial if stage is run.stages[0] else None)
     validation = Validation(run, stage, held_out)
     keeper.begin(stage)
     trainer = trainer_of(run, config, machine, [Progress(stage.name, config.steps), validation, keeper])

@@ -232,6 +232,11 @@ def test_training_goes_on_from_another_runs_weights(tmp_path, capsys):
     assert _train("--run", second, *words, "--init", first / "last.ckpt", "learning_rate=0") == 0
     given, kept = (load_checkpoint(run)["state_dict"] for run in (first, second))
     assert torch.equal(given["average.describe.1.weight"], kept["network.describe.1.weight"])
+    for file in ("last.ckpt", "best.ckpt"):
+        (second / file).unlink()  # as where it was killed before the first checkpoint
+    assert _train("--resume", second) == 0
+    assert torch.equal(given["average.describe.1.weight"],
+                       load_checkpoint(second)["state_dict"]["network.describe.1.weight"])
     other = [word for word in words if word != "network=compact"]
     assert _train("--run", tmp_path / "other", *other, "--init", first / "last.ckpt") == 2
     assert "do not fit" in capsys.readouterr().err

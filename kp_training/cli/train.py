@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         steps = ", ".join(f"{name} {config.steps}" for name, config in run.configs.items())
         print(f"{run.name} {run.method.variant}: {len(images)} images; steps: {steps} → {run.folder}", flush=True)
     try:
-        over = train(run, images, held_out, options.device, options.minutes, options.init)
+        over = train(run, images, held_out, options.device, options.minutes)
     except KeyboardInterrupt:
         print(f"\nstopped; continue with: python -m kp_training train --resume {run.folder}")
         return 130
@@ -116,7 +116,9 @@ def _new_run(options: argparse.Namespace, overrides: dict[str, Any]) -> Any:
     folder = options.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / CONFIG).exists() and os.environ.get("RANK", "0") == "0":
         raise InputError(f"{folder} holds a run already; continue it with --resume {folder}, or give another --run")
-    return build_run(folder, name, list(data), values, overrides)
+    run = build_run(folder, name, list(data), values, overrides)
+    run.initial = options.init.resolve() if options.init else None
+    return run
 
 
 def _refuse_with_resume(options: argparse.Namespace) -> None:
