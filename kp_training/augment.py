@@ -40,11 +40,6 @@ def light(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _to_bytes(image * (field if image.ndim == 2 else field[..., None]))
 
 
-def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of up to 15 levels."""
-    return _to_bytes(image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 15)))
-
-
 def blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Defocus: Gaussian of σ 0.4 to 1.8 pixels."""
     return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.8))
@@ -189,7 +184,10 @@ STYLES: dict[str, tuple[tuple[Effect, float], ...]] = {
         (functools.partial(kp2d_jitter, hue=0.2), 1.0), (functools.partial(kp2d_noise, sigma=0.02), 0.5),
         (kp2d_blur, 1.0),
     ),
-    "camera": ((light, 0.4), (gain, 0.6), (gamma, 0.4), (blur, 0.3), (motion, 0.15), (noise, 0.4), (jpeg, 0.4)),
+    "camera": (
+        (light, 0.4), (gain, 0.6), (gamma, 0.4), (blur, 0.3), (motion, 0.15),
+        (functools.partial(sensor_noise, low=1, high=15), 0.4), (jpeg, 0.4),
+    ),
     "superpoint": (
         (functools.partial(shade, low=-0.5, high=0.8, kernel=(50, 100)), 1.0),
         (functools.partial(brightness, low=-75, high=75), 1.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import logging
 import signal
 import time
@@ -20,7 +21,7 @@ LONGEST_SILENCE = 60.0
 """Seconds between two lines about a stage of long steps."""
 
 
-class AfterStep(Callback):
+class AfterStep(Callback, abc.ABC):
     """Calls `after_step` once an optimizer step, however many batches were accumulated for it."""
 
     _done = -1
@@ -33,8 +34,8 @@ class AfterStep(Callback):
             self._done = trainer.global_step
             self.after_step(trainer, module)
 
-    def after_step(self, trainer: lightning.Trainer, module: Any) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def after_step(self, trainer: lightning.Trainer, module: Any) -> None: ...
 
 
 class Keeper(AfterStep):

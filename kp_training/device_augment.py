@@ -103,10 +103,6 @@ def light(images: Tensor) -> Tensor:
     return images * (1 + _uniform(images, -0.6, 0.6) * torch.sigmoid(bent / softness))
 
 
-def noise(images: Tensor) -> Tensor:
-    return images + torch.randn_like(images) * _uniform(images, 1, 15)
-
-
 def blur(images: Tensor) -> Tensor:
     return _filter_rows_and_columns(images, _gaussians(_uniform(images, 0.4, 1.8), 6))
 
@@ -265,6 +261,6 @@ def streak(images: Tensor, *, shortest: float, longest: float) -> Tensor:
     return filter_images(images, _streaks(half, _uniform(images, 0, torch.pi), math.ceil(longest / 2)))
 
 
-_TWINS = (gain, gamma, light, noise, blur, motion, jpeg, kp2d_noise, kp2d_blur, kp2d_jitter, brightness, contrast,
+_TWINS = (gain, gamma, light, blur, motion, jpeg, kp2d_noise, kp2d_blur, kp2d_jitter, brightness, contrast,
           linear, power, darken, sensor_noise, speckle, shade, box_blur, streak)
 EFFECTS: dict[str, BatchEffect] = {effect.__name__: effect for effect in _TWINS}

@@ -81,19 +81,17 @@ class Run:
         file = self.folder / METRICS
         return json.loads(file.read_text()) if file.is_file() else {}
 
-    def finished(self, stage: Stage) -> Path | None:
-        """The checkpoint of a stage that is over and has another after it."""
-        file = self.folder / f"{stage.name}.ckpt"
-        return file if file.is_file() else None
+    def kept(self, stage: str) -> Path:
+        """Where the checkpoint of the stage of that name is once it is over and another follows."""
+        return self.folder / f"{stage}.ckpt"
 
-    def in_hand(self, stage: Stage) -> dict[str, Any] | None:
-        """The last checkpoint where it is of `stage`."""
-        checkpoint = load_checkpoint(self.last) if self.last.is_file() else None
-        return checkpoint if checkpoint and checkpoint["kp_training"]["stage"] == stage.name else None
+    def in_hand(self, stage: Stage) -> bool:
+        """Whether the last checkpoint is of `stage`."""
+        return self.last.is_file() and load_checkpoint(self.last)["kp_training"]["stage"] == stage.name
 
     def finish(self, stage: Stage) -> None:
         """Put the last checkpoint away as that of `stage`."""
-        os.replace(self.last, self.folder / f"{stage.name}.ckpt")
+        os.replace(self.last, self.kept(stage.name))
         (self.folder / BEST).unlink(missing_ok=True)
 
 

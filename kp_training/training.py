@@ -88,9 +88,9 @@ def check_device(device: str) -> None:
 class Trained(lightning.LightningModule):
     """A stage's network, the average of its weights over time, and one step of their training."""
 
-    def __init__(self, stage: Stage, config: TrainConfig, machine: Machine | None = None) -> None:
+    def __init__(self, stage: Stage, config: TrainConfig, machine: Machine) -> None:
         super().__init__()
-        self.stage, self.config, self.machine = stage, config, machine or Machine("auto")
+        self.stage, self.config, self.machine = stage, config, machine
         torch.manual_seed(config.seed)
         self.network = stage.network().to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False).eval() if config.ema else None
@@ -202,7 +202,7 @@ def train(run: Run, images: Images, held_out: Images, device: str, minutes: floa
     keeper = Keeper(run, minutes)
     try:
         for stage in run.stages:
-            if run.finished(stage):
+            if run.kept(stage.name).is_file():
                 continue
             if not _train_stage(run, stage, machine, images, held_out, keeper):
                 return False
@@ -220,15 +220,15 @@ def _train_stage(run: Run, stage: Stage, machine: Machine, images: Images, held_
     config, device = run.configs[stage.name], machine.device()
     if config.precision == "16" and device.type != "cuda":
         raise InputError(f"precision=16 needs a GPU (here: {device}); use precision=bf16")
-    module, checkpoint = Trained(stage, config, machine), run.in_hand(stage)
+    module, resumed = Trained(stage, config, machine), run.in_hand(stage)
     module.context = context_of(run, stage, machine, images)
-    if checkpoint is None:
+    if not resumed:
         _start(module, stage, run.initial if stage is run.stages[0] else None)
     validation = Validation(run, stage, held_out)
     keeper.begin(stage)
     trainer = trainer_of(run, config, machine, [Progress(stage.name, config.steps), validation, keeper])
     try:
-        trainer.fit(module, ckpt_path=str(run.last) if checkpoint else None, weights_only=True)
+        trainer.fit(module, ckpt_path=str(run.last) if resumed else None, weights_only=True)
     except SystemExit as error:  # what Lightning makes of a Ctrl-C before the first step, as while images are labelled
         keeper.restore_signals()
         raise KeyboardInterrupt from error
@@ -271,8 +271,7 @@ def context_of(run: Run, stage: Stage, machine: Machine, images: Images) -> Cont
     on_device = config.augment == "device" or (config.augment == "auto" and device.type == "cuda")
 
     def trained(name: str) -> nn.Module:
-        earlier = next(earlier for earlier in run.stages if earlier.name == name)
-        _, network = load_network(run.method, load_checkpoint(run.finished(earlier) or run.folder / f"{name}.ckpt"))
+        _, network = load_network(run.method, load_checkpoint(run.kept(name)))
         return network.eval().to(device)
 
     items = config.steps * config.batch_size * config.accumulate * machine.processes

@@ -15,13 +15,12 @@ import numpy as np
 
 from kp_frontend.extractors import Extractor
 from kp_frontend.features import Features
-from kp_frontend.matching import match
 from kp_training.callbacks import AfterStep
 from kp_training.data.images import Images
 from kp_training.data.pairs import HomographyPairs, PairConfig
 from kp_training.deployment import torch_extractor
-from kp_training.evaluation.protocols import Side, score_shared
-from kp_training.geometry.homography import warp_points
+from kp_training.evaluation.metrics import Side, matched
+from kp_training.evaluation.protocols import score_shared
 from kp_training.methods.base import Stage
 from kp_training.runs import BEST, Run
 
@@ -64,7 +63,7 @@ class Validation(AfterStep):
         self.run, self.stage, self.config = run, stage, run.configs[stage.name]
         self.monitor = "M.Score" if stage.describes else "Rep"
         self.latest: dict[str, float] = {}
-        self.best, self.best_step, self.since_best, self._validated = -1.0, 0, 0, -1
+        self.best, self.best_step, self.since_best = -1.0, 0, 0
         self._held_out, self._pairs = held_out, None
 
     @property
@@ -76,12 +75,11 @@ class Validation(AfterStep):
         return {f"best/{self.monitor}": self.best, "best/step": float(self.best_step)}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latest": self.latest, "best": self.best, "best_step": self.best_step, "since_best": self.since_best,
-                "validated": self._validated}
+        return {"latest": self.latest, "best": self.best, "best_step": self.best_step, "since_best": self.since_best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.latest, self.best, self.best_step = state_dict["latest"], state_dict["best"], state_dict["best_step"]
-        self.since_best, self._validated = state_dict["since_best"], state_dict["validated"]
+        self.since_best = state_dict["since_best"]
 
     def after_step(self, trainer: lightning.Trainer, module: Any) -> None:
         if trainer.global_step % self.config.validate_every == 0 or trainer.global_step == self.config.steps:
@@ -91,7 +89,7 @@ class Validation(AfterStep):
 
     def _validate(self, trainer: lightning.Trainer, module: Any) -> None:
         metrics = self._score(trainer, module) if trainer.is_global_zero else {}
-        self.latest, self._validated = trainer.strategy.broadcast(metrics), trainer.global_step
+        self.latest = trainer.strategy.broadcast(metrics)
         trainer.logger.log_metrics({f"{self.stage.name}/validation/{name}": value
                                     for name, value in self.latest.items()}, trainer.global_step)
         self.since_best += 1
@@ -153,12 +151,8 @@ def draw_keypoints(image: np.ndarray, features: Features) -> np.ndarray:
 def draw_matches(pair: ValidationPair, first: Features, second: Features, limit: float = 3.0) -> np.ndarray:
     """Both views side by side with their mutual matches, green where right within `limit` pixels, red where wrong."""
     drawn, width = np.hstack(pair.images), pair.images[0].shape[1]
-    if not len(first) or not len(second):
-        return drawn
-    found = match(first, second, mutual=True)
-    points0, points1 = first.keypoints[found.query], second.keypoints[found.train]
-    errors = np.linalg.norm(warp_points(pair.homography, points0) - points1, axis=1)
-    for (x0, y0), (x1, y1), error in zip(points0.tolist(), points1.tolist(), errors):
+    pairs = matched(first, second, pair.homography)
+    for (x0, y0), (x1, y1), error in zip(pairs.points0.tolist(), pairs.points1.tolist(), pairs.errors):
         color = (60, 200, 60) if error <= limit else (60, 60, 220)
         cv2.line(drawn, (round(x0), round(y0)), (round(x1) + width, round(y1)), color, 1, cv2.LINE_AA)
     return drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,18 +99,19 @@ class Evaluation:
                 "latency_ms": asdict(Percentiles.of(run.latency)), "dropped": len(run.dropped),
                 "dropped_stamps_ns": list(run.dropped),
             }
-        return _without_nan(figures)
+        return without_nan(figures)
 
 
 def _relative(error: Any) -> dict[str, float]:
     return {"translation_rmse_m": error.translation, "rotation_rmse_deg": error.rotation, "pairs": error.pairs}
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(entry) for key, entry in value.items()}
+def without_nan(value: Any) -> Any:
+    """`value` with nan and infinities as None, which JSON can hold."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_without_nan(entry) for entry in value]
+        return [without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -118,7 +119,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as JSON, all at once; nan as null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **_without_nan(content)}, indent=2) + "\n")
+    partial.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **without_nan(content)}, indent=2) + "\n")
     partial.replace(path)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kp_frontend.replay.summary import without_nan
 from kp_training.evaluation.homography import Rows
 from kp_training.evaluation.protocols import Setting
 from kp_training.evaluation.published import Table as Published
@@ -110,7 +111,7 @@ def _number(value: float, sign: str = "") -> str:
 def to_json(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Settings, rows, means, standard errors, differences and published figures, each by preset."""
     by_preset = {outcome.setting.preset: outcome for outcome in outcomes}
-    return finite({
+    return without_nan({
         "settings": {preset: {"size": str(outcome.setting.size), "top_k": outcome.setting.top_k,
                               "changed": outcome.setting.changed} for preset, outcome in by_preset.items()},
         "means": {preset: _parts(outcome.summaries, 0) for preset, outcome in by_preset.items()},
@@ -133,12 +134,3 @@ def _published(table: Published) -> dict[str, Any]:
     return {"source": table.source, "note": table.note, "figures": {
         group: {name: dict(zip(table.columns, figures)) for name, figures in rows.items()}
         for group, rows in table.groups.items()}}
-
-
-def finite(value: Any) -> Any:
-    """`value` with nan and infinities as None, which JSON can hold."""
-    if isinstance(value, Mapping):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
