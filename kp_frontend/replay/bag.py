@@ -112,6 +112,11 @@ class BagSequence:
     def __len__(self) -> int:
         return len(self.stamps)
 
+    @property
+    def message_types(self) -> dict[str, str]:
+        """Message type of every topic."""
+        return dict(self._types)
+
     def frames(self) -> Iterator[RecordedFrame]:
         """Every frame in order of its stamp; may be called again."""
         last_use = {part: k for k, (_, parts) in enumerate(self._plan) for part in parts.items()}

@@ -110,7 +110,7 @@ def without_nan(value: Any) -> Any:
     """`value` with nan and infinities as None, which JSON can hold."""
     if isinstance(value, Mapping):
         return {key: without_nan(entry) for key, entry in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [without_nan(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

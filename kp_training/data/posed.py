@@ -1,0 +1,89 @@
+"""Scenes of posed views: what posed methods learn from, whatever it was stored as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kp_frontend.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class PosedFrame:
+    """One view of a scene, without lens distortion.
+
+    image: H×W×3 BGR uint8.  depth: H×W float32 along z in the scene's unit of length, 0 = unknown; None = has none.
+    intrinsics: 3×3 float64, K.  world_from_camera: 4×4 float64, camera x right, y down, z forward.
+    Raises InputError where sizes differ or numbers cannot be.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray | None
+    intrinsics: np.ndarray
+    world_from_camera: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and self.depth.shape != self.image.shape[:2]:
+            raise InputError(f"depth of {self.depth.shape[1]}×{self.depth.shape[0]} for an image of "
+                             f"{self.image.shape[1]}×{self.image.shape[0]}; expected the same size")
+
+
+@dataclass(frozen=True, eq=False)
+class PosedScene:
+    """Frames of one scene; only their numbers are in memory.
+
+    name: for people.  identity: changes whenever any frame does; what is kept on disk is keyed by it.
+    names: of the N frames.  poses: N×4×4 float64, world_from_camera.  intrinsics: N×3×3 float64.
+    read: index → image and depth as in PosedFrame; it travels to other processes.
+    has_depth: whether frames have depth.  metric: whether a length of 1 is a metre.
+    ordered: whether the frames are consecutive views of a moving camera.
+    """
+
+    name: str
+    identity: str
+    names: tuple[str, ...]
+    poses: np.ndarray
+    intrinsics: np.ndarray
+    read: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    has_depth: bool
+    metric: bool
+    ordered: bool
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> PosedFrame:
+        """Raises InputError for a frame that cannot be read."""
+        return PosedFrame(*self.read(index), self.intrinsics[index], self.poses[index])
+
+
+class SceneFrames:
+    """The frames of several scenes as photographs by one running index (`Images`), and where each of them is.
+
+    Raises InputError where there is none.
+    """
+
+    def __init__(self, scenes: Sequence[PosedScene]) -> None:
+        if not any(len(scene) for scene in scenes):
+            raise InputError("the scenes hold no usable frame; look at them with kp_training check_scene")
+        self.scenes = tuple(scenes)
+        self.ends = np.cumsum([len(scene) for scene in scenes])
+        self.identity = "+".join(scene.identity for scene in scenes)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        scene, frame = self.locate(index)
+        return self.scenes[scene][frame].image
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the scene, and of the frame in it, of a running index."""
+        scene = int(np.searchsorted(self.ends, index, side="right"))
+        return scene, index - self.start(scene)
+
+    def start(self, scene: int) -> int:
+        """Running index of the first frame of a scene."""
+        return int(self.ends[scene - 1]) if scene else 0

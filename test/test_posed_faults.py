@@ -1,0 +1,141 @@
+"""Posed data with something wrong: what cannot be used is left out and counted, or refused with what was seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import posed_layouts as make
+import pytest
+import yaml
+from posed_layouts import make_views
+from test_posed_layouts import check_views
+
+from kp_frontend.errors import InputError
+from kp_training.data.layouts import open_posed
+
+
+def rewrite(path: Path, change) -> None:
+    rows = [line.split() for line in path.read_text().splitlines()]
+    path.write_text("".join(" ".join(map(str, change(k, row))) + "\n" for k, row in enumerate(rows)))
+
+
+def test_rows_without_a_pose_are_left_out_and_counted(tmp_path, caplog):
+    views = make_views(4)
+    make.write_ours(tmp_path, views)
+    bad = {1: ["nan"] * 7, 2: ["0"] * 7}
+    rewrite(tmp_path / "poses.txt", lambda k, row: row[:1] + bad.get(k, row[1:]))
+    check_views(open_posed(tmp_path)[0], [views[0], views[3]])
+    assert "2 without pose, of 4 frames" in caplog.text
+
+
+def test_a_frame_that_cannot_be_read_raises_when_it_is_read(tmp_path):
+    make.write_ours(tmp_path, make_views(5))
+    (tmp_path / "rgb/000001.png").write_bytes(b"no image")
+    make.save(tmp_path / "depth/000003.png", np.ones((40, 50), np.uint16))
+    scene = open_posed(tmp_path)[0]
+    assert scene[0].image.shape == (96, 128, 3)
+    with pytest.raises(InputError, match=r"000001\.png is missing or no readable image"):
+        scene[1]
+    with pytest.raises(InputError, match=r"50×40, unlike its image 000003\.png of 128×96"):
+        scene[3]
+
+
+def numbers_of(folder: Path, convert) -> None:
+    """Depth of a scene of ours as .npy of `convert` (metres → numbers)."""
+    for path in (folder / "depth").iterdir():
+        np.save(path.with_suffix(".npy"), convert(cv2.imread(str(path), -1).astype(np.float32) / 1000))
+        path.unlink()
+
+
+def test_a_missing_depth_map_leaves_its_frame_out(tmp_path, caplog):
+    views = make_views(3)
+    make.write_ours(tmp_path, views)
+    (tmp_path / "depth/000001.png").unlink()
+    check_views(open_posed(tmp_path)[0], [views[0], views[2]])
+    assert "1 without depth, of 3 frames" in caplog.text
+
+
+@pytest.mark.parametrize(("convert", "message"), [
+    (lambda depth: depth * 1000, r"median depth is .* m .*millimetres taken for metres\?"),
+    (lambda depth: depth * np.nan, "0 or not finite everywhere in 3 frames looked at"),
+    (lambda depth: depth * 0, "0 or not finite everywhere"),
+    (lambda depth: depth[:50], "128×50, unlike its image 000000.png of 128×96"),
+    (lambda depth: depth[None, None], r"shape \(1, 1, 96, 128\)|no depth map of one channel"),
+])
+def test_depth_that_cannot_be_is_refused_with_what_was_seen(tmp_path, convert, message):
+    make.write_ours(tmp_path, make_views(3))
+    numbers_of(tmp_path, convert)
+    with pytest.raises(InputError, match=message):
+        open_posed(tmp_path)
+
+
+def test_millimetres_are_fine_where_no_unit_is_known(tmp_path):
+    make.write_ours(tmp_path, make_views(3))
+    numbers_of(tmp_path, lambda depth: depth * 1000)
+    values = yaml.safe_load((tmp_path / "intrinsics.yaml").read_text())
+    (tmp_path / "intrinsics.yaml").write_text(yaml.safe_dump({**values, "unit": "scene"}))
+    assert not open_posed(tmp_path)[0].metric
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (np.diag([-1.0, 1, 1]), "3 of 3 poses are no rotation.*determinant -1"),
+    (np.diag([2.0, 2, 2]), "determinant 8, rows of length 2 2 2"),
+])
+def test_poses_that_are_no_rotations_are_refused_with_what_was_seen(tmp_path, change, message):
+    make.write_transforms(tmp_path, make_views(3))
+    values = json.loads((tmp_path / "transforms.json").read_text())
+    for frame in values["frames"]:
+        pose = np.array(frame["transform_matrix"])
+        pose[:3, :3] = change @ pose[:3, :3]
+        frame["transform_matrix"] = pose.tolist()
+    (tmp_path / "transforms.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=message):
+        open_posed(tmp_path)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    make.write_transforms(tmp_path / "t", make_views(2))
+    values = json.loads((tmp_path / "t/transforms.json").read_text())
+    (tmp_path / "t/transforms.json").write_text(json.dumps({"frames": values["frames"]}))
+    with pytest.raises(InputError, match="no intrinsics: neither fl_x nor camera_angle_x"):
+        open_posed(tmp_path / "t")
+    make.write_scannet(tmp_path / "s", make_views(2))
+    (tmp_path / "s/intrinsic/intrinsic_depth.txt").unlink()
+    with pytest.raises(InputError, match="intrinsic_depth"):
+        open_posed(tmp_path / "s")
+    make.write_kitti(tmp_path / "k", make_views(2))
+    (tmp_path / "k/poses.txt").unlink()
+    with pytest.raises(InputError, match="no ground truth"):
+        open_posed(tmp_path / "k")
+    make.write_ours(tmp_path / "o", make_views(2))
+    (tmp_path / "o/intrinsics.yaml").unlink()
+    with pytest.raises(InputError, match=r"intrinsics\.yaml"):
+        open_posed(tmp_path / "o")
+
+
+def test_what_is_no_scene_is_refused_with_what_was_looked_for(tmp_path):
+    with pytest.raises(InputError, match=r"no posed scene that we know; looked for .*scannet: color"):
+        open_posed(tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        open_posed(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="choose one of: bag, blended_mvs"):
+        open_posed(tmp_path, "colmapp")
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(InputError, match="unpack it first"):
+        open_posed(tmp_path / "a.zip")
+    (tmp_path / "color").mkdir()
+    (tmp_path / "color/0.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="has no pose"):
+        open_posed(tmp_path, "scannet")
+
+
+def test_scannets_lost_frames_are_left_out_and_counted(tmp_path, caplog):
+    views = make_views(4)
+    make.write_scannet(tmp_path, views)
+    (tmp_path / "pose/9.txt").write_text("-inf -inf -inf -inf\n" * 4)
+    (tmp_path / "pose/10.txt").unlink()
+    check_views(open_posed(tmp_path)[0], [views[0], views[3]])
+    assert "left out 1 with a pose of nan or infinity, 1 without pose, of 4 frames" in caplog.text
