@@ -1,4 +1,4 @@
-"""Training data: where images come from (``SOURCES``) and how pairs are made of them."""
+"""Training data: where photographs come from (``IMAGE_SOURCES``), where posed scenes do (``SCENE_SOURCES``)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.images import Images
-from kp_training.data.photos import PhotoFolder
+from kp_training.data.images import Chosen, Images
+from kp_training.data.layouts import open_posed
+from kp_training.data.photos import PhotoFolder, is_held_out
+from kp_training.data.posed import PosedScene, SceneFrames
 from kp_training.data.procedural import ProceduralImages
+from kp_training.data.rooms_source import open_rooms
 
-SOURCES = {
+ROOMS = 6
+
+IMAGE_SOURCES = {
     "photos": lambda argument, held_out: PhotoFolder(argument, held_out),
-    "procedural": lambda argument, held_out: ProceduralImages(_count(argument), held_out=held_out),
+    "procedural": lambda argument, held_out: ProceduralImages(_count("procedural", argument, 400), held_out=held_out),
+}
+SCENE_SOURCES = {
+    "posed": lambda argument, height, width, photos: open_posed(argument),
+    "rooms": lambda argument, height, width, photos: open_rooms(_count("rooms", argument, ROOMS), height, width,
+                                                                images=photos),
 }
 
 
@@ -34,20 +44,50 @@ class Joined:
 
 
 def open_images(specs: Sequence[str], held_out: bool = False) -> Images:
-    """Images of each ``KIND:ARGUMENT`` (``photos:FOLDER``, ``procedural`` or ``procedural:COUNT``), joined.
+    """Photographs of each spec ``photos:FOLDER`` or ``procedural[:COUNT]``, joined.
 
-    No spec means ``procedural``.  Raises InputError for an unknown kind or an unusable folder.
+    Without such a spec, the frames of each ``posed:PATH``; without those either, ``procedural``.
+    Raises InputError for an unknown kind or an unusable folder.
     """
-    sources = []
-    for spec in specs or ["procedural"]:
-        kind, _, argument = spec.partition(":")
-        if kind not in SOURCES:
-            raise unknown_name("data source", kind, SOURCES)
-        sources.append(SOURCES[kind](argument, held_out))
+    found = [IMAGE_SOURCES[kind](argument, held_out) for kind, argument in _parse(specs) if kind in IMAGE_SOURCES]
+    scenes = [scene for kind, argument in _parse(specs) if kind == "posed" for scene in open_posed(argument)]
+    if not found and scenes:
+        return _frames(scenes, held_out)
+    sources = found or [IMAGE_SOURCES["procedural"]("", held_out)]
     return sources[0] if len(sources) == 1 else Joined(sources)
 
 
-def _count(argument: str) -> int:
+def open_scenes(specs: Sequence[str], height: int, width: int) -> list[PosedScene]:
+    """Scenes of each spec ``posed:PATH`` or ``rooms[:COUNT]``; without one, ``rooms``.
+
+    Rooms are rendered at height×width, with the photographs of each ``photos:FOLDER`` on their walls.
+    Raises InputError as `open_images` does.
+    """
+    photos = [spec for spec in specs if spec.startswith("photos:")]
+    walls = open_images(photos) if photos else None
+    given = [(kind, argument) for kind, argument in _parse(specs) if kind in SCENE_SOURCES] or [("rooms", "")]
+    return [scene for kind, argument in given for scene in SCENE_SOURCES[kind](argument, height, width, walls)]
+
+
+def _frames(scenes: Sequence[PosedScene], held_out: bool) -> Images:
+    """Frames of `scenes` for training, or the tenth that is kept from it, though its neighbours are not."""
+    names = [f"{scene.name}/{name}" for scene in scenes for name in scene.names]
+    chosen = np.array([number for number, name in enumerate(names) if is_held_out(name) == held_out], np.int64)
+    if not len(chosen):
+        raise InputError(f"{len(names)} frames are too few to keep some of them from training")
+    return Chosen(SceneFrames(scenes), chosen)
+
+
+def _parse(specs: Sequence[str]) -> list[tuple[str, str]]:
+    """Kind and argument of each ``KIND:ARGUMENT``."""
+    parsed = [(kind, argument) for kind, _, argument in (spec.partition(":") for spec in specs)]
+    for kind, _ in parsed:
+        if kind not in IMAGE_SOURCES | SCENE_SOURCES:
+            raise unknown_name("data source", kind, [*IMAGE_SOURCES, *SCENE_SOURCES])
+    return parsed
+
+
+def _count(kind: str, argument: str, default: int) -> int:
     if argument and not (argument.isdecimal() and int(argument) > 0):
-        raise InputError(f"procedural:{argument}: expected a number of images, as in procedural:400")
-    return int(argument or 400)
+        raise InputError(f"{kind}:{argument}: expected a number, as in {kind}:{default}")
+    return int(argument or default)

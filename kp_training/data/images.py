@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol
 
 import numpy as np
@@ -19,3 +20,17 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+class Chosen:
+    """Those of `images` at `indices` (N int64), in that order."""
+
+    def __init__(self, images: Images, indices: np.ndarray) -> None:
+        self.images, self.indices = images, indices
+        self.identity = f"{images.identity}[{hashlib.sha256(indices.tobytes()).hexdigest()[:16]}]"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        return self.images[int(self.indices[position])]

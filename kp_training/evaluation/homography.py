@@ -20,7 +20,7 @@ from kp_training.evaluation.metrics import Side
 from kp_training.evaluation.photo_pairs import PhotoPairs
 from kp_training.evaluation.protocols import Preset, Setting
 from kp_training.evaluation.sequences import HomographyPair, Loading, Sequences
-from kp_training.evaluation.workers import run_tasks
+from kp_training.workers import run_tasks
 
 Rows = list[dict[str, Any]]
 
