@@ -1,0 +1,287 @@
+"""Two views of one scene with depth and relative pose: the n-th pair is a function of (seed, n)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.geometry import invert, so3_exp
+from kp_frontend.resources import cache_folder
+from kp_training.augment import STYLES, apply_style
+from kp_training.data.corners import draw_labels
+from kp_training.data.overlap import depth_overlap, pose_overlap, scene_distance
+from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames
+from kp_training.geometry.homography import scale_homography, warp_points
+from kp_training.geometry.views import to_channels
+from kp_training.geometry.warps import PosedView, Reprojection
+
+MOST_FRAMES = 1500
+"""Of a scene, evenly spread, of which the overlap of all pairs is computed."""
+LEAST_PARALLAX = 0.02
+"""Least distance between the cameras of a pair chosen by pose, in distances to the scene."""
+ATTEMPTS = 100
+
+log = logging.getLogger(__name__)
+
+
+class PosedBatch(NamedTuple):
+    """B pairs of views, 0 and 1.
+
+    image0, image1: B×C×H×W uint8 (grey, or RGB).  depth0, depth1: B×H×W float32 along z, 0 = unknown.
+    intrinsics0, intrinsics1: B×3×3 float32, K of the views.  view1_from_view0: B×4×4 float32, in the unit of depth.
+    mask0, mask1: B×H×W bool, where the view shows its frame.
+    labels0, labels1: B×H×W uint8, strength of the point at that pixel (``data.corners``), 0 = none.
+    """
+
+    image0: Tensor
+    image1: Tensor
+    depth0: Tensor
+    depth1: Tensor
+    intrinsics0: Tensor
+    intrinsics1: Tensor
+    view1_from_view0: Tensor
+    mask0: Tensor
+    mask1: Tensor
+    labels0: Tensor
+    labels1: Tensor
+
+    def warp(self) -> Reprojection:
+        """From view 0 to view 1."""
+        return Reprojection(PosedView(self.depth0, self.intrinsics0, self.mask0),
+                            PosedView(self.depth1, self.intrinsics1, self.mask1), self.view1_from_view0)
+
+
+@dataclass(frozen=True)
+class PosedPairConfig:
+    """How pairs are chosen and made.
+
+    choice: ``overlap`` (of what both frames see, by depth, between least_overlap and most_overlap), ``offset``
+        (frames between least_offset and most_offset apart, either way; in proportion less in shorter scenes), or
+        ``rotation`` (by pose alone: viewing directions at most largest_rotation degrees apart, at some distance, and
+        an overlap of at least least_overlap, were all that is seen as far away as where the optical axes cross).
+    style: photometric style of ``augment``.  color: ``gray`` or ``rgb``.  height, width: of the views in pixels.
+    aspect: ``crop`` (the largest part of the frame of the view's aspect, drawn anew for each view) or ``stretch``.
+    view_share: share of pairs whose second view is another one from the same place: zoomed by `zoom_low` to
+        `zoom_high`, rolled by up to `roll` degrees either way (the Aug variant of silk_prp: .7, .7 to 1.3, 90).
+    """
+
+    choice: str = "overlap"
+    least_overlap: float = 0.3
+    most_overlap: float = 0.95
+    least_offset: int = 70
+    most_offset: int = 149
+    largest_rotation: float = 80.0
+    style: str = "camera"
+    color: str = "gray"
+    height: int = 240
+    width: int = 320
+    aspect: str = "crop"
+    view_share: float = 0.0
+    zoom_low: float = 0.7
+    zoom_high: float = 1.3
+    roll: float = 90.0
+
+
+class View(NamedTuple):
+    """What a virtual camera at the place of a frame's camera sees; the arrays as in PosedBatch, without B.
+
+    view_from_frame: 3×3 float64, pixels.  world_from_view: 4×4 float64.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    mask: np.ndarray
+    intrinsics: np.ndarray
+    view_from_frame: np.ndarray
+    world_from_view: np.ndarray
+
+
+class PosedPairs(Dataset):
+    """Endless pairs of views of scenes; item n, a PosedBatch, depends on `scenes`, `config`, `seed` and n alone.
+
+    A scene is drawn by the square root of how many pairs it has, then one of its pairs, then which frame comes first.
+    points: running index of a frame (``SceneFrames``) → N×3 float32 (x, y, strength in (0, 1]) in the frame's pixels,
+    that the labels are drawn from; None for no labels.
+    A frame that cannot be read is counted (`unreadable`), said once, and another pair takes its place.
+    Raises InputError where no two frames go together.
+    """
+
+    def __init__(
+        self, scenes: Sequence[PosedScene], config: PosedPairConfig, seed: int,
+        points: Callable[[int], np.ndarray] | None = None,
+    ) -> None:
+        for kind, name, table in (("choice of pairs", config.choice, CHOICES), ("aspect", config.aspect, RESIZES),
+                                  ("photometric style", config.style, STYLES)):
+            if name not in table:
+                raise unknown_name(kind, name, table)
+        self.frames, self.config, self.seed, self.points = SceneFrames(scenes), config, seed, points
+        chosen = [CHOICES[config.choice](scene, config) for scene in scenes]
+        self.pairs = [pairs for pairs, _ in chosen]
+        counts = np.array([len(pairs) for pairs in self.pairs])
+        if not counts.any():
+            raise InputError(f"no two of {len(self.frames)} frames in {len(scenes)} scenes go together: "
+                             f"{chosen[0][1]}; look at the scenes with kp_training check_scene")
+        if not counts.all():
+            without = [scene.name for scene, count in zip(scenes, counts) if not count]
+            log.warning("%d of %d scenes hold no pair of frames and are left out: %s; the first: %s", len(without),
+                        len(scenes), ", ".join(without[:5]), next(why for pairs, why in chosen if not len(pairs)))
+        weights = np.sqrt(counts).cumsum()
+        self.shares = weights / weights[-1]
+        self.unreadable: set[int] = set()
+
+    def __getitem__(self, number: int) -> PosedBatch:
+        rng = np.random.default_rng([self.seed, 2, number])
+        for _ in range(ATTEMPTS):
+            scene = int(np.searchsorted(self.shares, rng.random(), side="right"))
+            pair = self.pairs[scene][rng.integers(len(self.pairs[scene]))]
+            indices = [self.frames.start(scene) + int(frame) for frame in rng.permutation(pair)]
+            frames = [self._read(index) for index in indices]
+            if None not in frames:
+                return self._make(indices, frames, rng)
+        raise InputError(f"{len(self.unreadable)} frames could not be read, and no pair was left in {ATTEMPTS} draws; "
+                         "mount the scenes again, or look at them with kp_training check_scene")
+
+    def _read(self, index: int) -> PosedFrame | None:
+        scene, frame = self.frames.locate(index)
+        try:
+            return self.frames.scenes[scene][frame]
+        except InputError as error:
+            if index not in self.unreadable:
+                self.unreadable.add(index)
+                log.warning("%s; another pair takes its place (%d such frames)", error, len(self.unreadable))
+            return None
+
+    def _make(self, indices: list[int], frames: list[PosedFrame], rng: np.random.Generator) -> PosedBatch:
+        config = self.config
+        zoom, roll = 1.0, None
+        if rng.random() < config.view_share:
+            zoom = rng.uniform(config.zoom_low, config.zoom_high)
+            roll = np.radians(rng.uniform(-config.roll, config.roll))
+        views = [make_view(frames[0], config, rng), make_view(frames[1], config, rng, zoom, roll)]
+        images = [to_channels(apply_style(view.image, config.style, rng)) for view in views]
+        view1_from_view0 = invert(views[1].world_from_view) @ views[0].world_from_view
+        labels = [self._labels(index, view.view_from_frame) for index, view in zip(indices, views)]
+        return PosedBatch(
+            *images, *(torch.from_numpy(view.depth) for view in views),
+            *(torch.from_numpy(view.intrinsics).float() for view in views), torch.from_numpy(view1_from_view0).float(),
+            *(torch.from_numpy(view.mask) for view in views), *labels,
+        )
+
+    def _labels(self, index: int, view_from_frame: np.ndarray) -> Tensor:
+        height, width = self.config.height, self.config.width
+        if self.points is None:
+            return torch.zeros((height, width), dtype=torch.uint8)
+        x, y, strengths = self.points(index).T
+        points = warp_points(view_from_frame, np.column_stack([x, y]))
+        return torch.from_numpy(draw_labels(points, strengths, height, width))
+
+
+def make_view(
+    frame: PosedFrame, config: PosedPairConfig, rng: np.random.Generator, zoom: float = 1.0, roll: float | None = None
+) -> View:
+    """A view of a frame as `config` asks for; with `roll`, that of a camera turned by so many radians clockwise about
+    its optical axis, with `zoom` times its focal length and the same point in its middle.
+
+    Neither changes depth along z.  The image is shrunk by area; depth is that of the nearest pixel, never a mean.
+    """
+    image = frame.image if config.color == "rgb" else cv2.cvtColor(frame.image, cv2.COLOR_BGR2GRAY)
+    size, target = np.array(image.shape[1::-1]), np.array([config.width, config.height])
+    fitted = np.maximum(np.rint(size * RESIZES[config.aspect](size, target)), target)
+    corner = rng.integers(0, fitted - target + 1)
+    resized = np.maximum(np.rint(zoom * fitted), 1)
+    intrinsics = scale_homography(frame.intrinsics, np.ones(2), resized / size)
+    turn, view_from_resized = np.eye(4), np.eye(3)
+    view_from_resized[:2, 2] = -corner
+    if roll is not None:
+        turn[:3, :3] = so3_exp(np.array([0, 0, roll]))
+        view_from_resized = intrinsics @ turn[:3, :3].T @ np.linalg.inv(intrinsics)
+        middle = (corner + target / 2) * resized / fitted - 0.5
+        view_from_resized[:2, 2] += (target - 1) / 2 - warp_points(view_from_resized, middle[None])[0]
+    view_from_frame = view_from_resized @ scale_homography(np.eye(3), np.ones(2), resized / size)
+    depth = np.zeros(frame.image.shape[:2], np.float32) if frame.depth is None else frame.depth
+    depth, mask = (_nearest(values, view_from_frame, target) for values in (depth, np.ones(depth.shape, np.uint8)))
+    # Of a turn there is left in K, beside the pose, only the shift of the principal point.
+    intrinsics = view_from_resized @ intrinsics @ turn[:3, :3]
+    return View(_picture(image, resized, view_from_resized, target), depth, mask.astype(bool), intrinsics,
+                view_from_frame, frame.world_from_camera @ turn)
+
+
+def _picture(image: np.ndarray, resized: np.ndarray, view_from_resized: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """The view of `size` (width, height) of an image after it was `resized`, mirrored beyond its border."""
+    shrinks = (resized < image.shape[1::-1]).any()
+    image = cv2.resize(image, resized.astype(int).tolist(),
+                       interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.warpAffine(image, view_from_resized[:2], size.tolist(), borderMode=cv2.BORDER_REFLECT_101)
+
+
+def _nearest(values: np.ndarray, view_from_frame: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """The values of the nearest pixels of a frame in a view of `size` (width, height), 0 outside the frame."""
+    return cv2.warpAffine(values, view_from_frame[:2], size.tolist(), flags=cv2.INTER_NEAREST)
+
+
+Chosen = tuple[np.ndarray, str]
+"""P×2 int32 frames of a scene that go together, and why there are none where there are none."""
+
+
+def _by_overlap(scene: PosedScene, config: PosedPairConfig) -> Chosen:
+    if not scene.has_depth:
+        raise InputError(f"{scene.name} has no depth, which choice=overlap needs; use choice=rotation or choice=offset")
+    frames = _spread(len(scene))
+    overlap = depth_overlap(scene, frames, cache_folder("overlap"))
+    mutual = np.minimum(overlap, overlap.T)
+    pairs = _pairs_where((mutual >= config.least_overlap) & (mutual <= config.most_overlap), frames)
+    others = mutual[~np.eye(len(frames), dtype=bool)]
+    seen = f"{others.min():.0%} to {others.max():.0%}" if len(others) else "that of no two"
+    return pairs, (f"the overlap of its frames is {seen}, expected {config.least_overlap:.0%} to "
+                   f"{config.most_overlap:.0%} (least_overlap, most_overlap)")
+
+
+def _by_offset(scene: PosedScene, config: PosedPairConfig) -> Chosen:
+    if not scene.ordered:
+        raise InputError(f"the frames of {scene.name} are in no order, which choice=offset needs; use choice=overlap "
+                         "or choice=rotation")
+    last = len(scene) - 1
+    shorter = min(1.0, last / config.most_offset)
+    offsets = np.arange(max(1, round(config.least_offset * shorter)), round(config.most_offset * shorter) + 1)
+    first = np.arange(len(scene))[:, None]
+    second = first + offsets
+    pairs = np.column_stack([np.broadcast_to(first, second.shape)[second <= last], second[second <= last]])
+    return pairs.astype(np.int32), f"it has {len(scene)} frames, expected 2 or more"
+
+
+def _by_rotation(scene: PosedScene, config: PosedPairConfig) -> Chosen:
+    frames = _spread(len(scene))
+    poses = scene.poses[frames]
+    centres, axes = poses[:, :3, 3], poses[:, :3, 2]
+    turned = axes @ axes.T >= np.cos(np.radians(config.largest_rotation)) - 1e-9
+    distances = np.linalg.norm(centres[:, None] - centres, axis=-1)
+    overlap = pose_overlap(scene, frames)
+    met = turned & (np.minimum(overlap, overlap.T) >= config.least_overlap)
+    pairs = _pairs_where(met & (distances > LEAST_PARALLAX * scene_distance(poses)), frames)
+    others = ~np.eye(len(frames), dtype=bool)
+    return pairs, (f"of its {others.sum() // 2} pairs, {(turned & others).sum() // 2} look within "
+                   f"{config.largest_rotation:g}° of each other (largest_rotation) and {(met & others).sum() // 2} of "
+                   f"these may share {config.least_overlap:.0%} of what they see (least_overlap)")
+
+
+def _spread(count: int) -> np.ndarray:
+    """At most MOST_FRAMES of so many frames, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_FRAMES)).round().astype(np.int64))
+
+
+def _pairs_where(together: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """P×2 int32 frames, of each two of which M×M symmetric `together` holds."""
+    return frames[np.column_stack(np.nonzero(np.triu(together, 1)))].astype(np.int32)
+
+
+CHOICES = {"overlap": _by_overlap, "offset": _by_offset, "rotation": _by_rotation}
+RESIZES = {"crop": lambda size, target: (target / size).max(), "stretch": lambda size, target: target / size}
