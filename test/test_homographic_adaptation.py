@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from kp_frontend.errors import InputError
+from kp_training.data.images import Chosen
 from kp_training.data.procedural import ProceduralImages
 from kp_training.labels import homographic
-from kp_training.labels.homographic import AdaptationConfig, LabelledImages, adapt, average_scores, label_images
+from kp_training.labels.homographic import AdaptationConfig, adapt, average_scores, label_images
 
 SMALL = AdaptationConfig(warps=6, height=96, width=128, fewest=0)
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ class CornerDetector(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _full_precision(monkeypatch):
-    monkeypatch.setattr(homographic, "_autocast", lambda device: torch.autocast(device.type, enabled=False))
+    monkeypatch.setattr(homographic, "half_precision", lambda device: torch.autocast(device.type, enabled=False))
 
 
 def _square() -> np.ndarray:
@@ -202,7 +203,7 @@ def test_more_images_keep_the_labels_of_fewer(tmp_path, monkeypatch):
 def test_labels_belong_to_their_image(tmp_path):
     images = ProceduralImages(7, (96, 128))
     labels = _label(CornerDetector(), tmp_path, images=images)
-    chosen = LabelledImages(images, labels)
+    chosen = Chosen(images, labels.indices)
     assert len(chosen) == 5
     assert len(set(labels.indices)) == 5
     for position in range(5):

@@ -17,6 +17,7 @@ from kp_frontend.model_file import ModelMetadata
 from kp_frontend.settings import read_settings
 from kp_training.data.pairs import PairBatch
 from kp_training.geometry.sampling import warp_points
+from kp_training.geometry.warps import HomographyWarp
 from kp_training.losses import silk as losses
 from kp_training.losses.detection import repeatability_loss, with_dustbin
 from kp_training.methods.base import Context
@@ -112,7 +113,8 @@ def test_pairs_under_a_shift():
     mask0, mask1 = torch.ones(2, 24, 26, dtype=torch.bool)
     mask0[9 + 4, 9 + 2] = False
     mask1[9 + 2, 9 + 7] = False
-    first, second = losses.homography_pairs(shift, mask0, mask1, 9)
+    warp = HomographyWarp(shift[None], mask0[None], mask1[None])
+    (first, second), = losses.warp_pairs(warp, torch.zeros(1, 1, 6, 8), 9)
     expected = {(y * 8 + x, (y - 1) * 8 + x + 3) for y in range(6) for x in range(8) if y >= 1 and x + 3 < 8}
     expected -= {(4 * 8 + 2, 3 * 8 + 5), (3 * 8 + 4, 2 * 8 + 7)}
     assert set(zip(first.tolist(), second.tolist())) == expected
@@ -121,7 +123,8 @@ def test_pairs_under_a_shift():
 def test_pairs_under_a_homography_are_those_of_a_loop():
     homography = torch.tensor([[0.8, 0.2, 2.0], [-0.1, 0.9, 1.0], [0.004, 0.002, 1.0]])
     mask0, mask1 = torch.rand(2, 12, 12) > 0.2
-    first, second = losses.homography_pairs(homography, mask0, mask1, 0)
+    warp = HomographyWarp(homography[None], mask0[None], mask1[None])
+    (first, second), = losses.warp_pairs(warp, torch.zeros(1, 1, 12, 12), 0)
 
     def cell(matrix, x, y):
         point = warp_points(matrix[None], torch.tensor([[[float(x), float(y)]]]))[0, 0]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from kp_frontend.settings import read_settings
+from kp_training.geometry.warps import HomographyWarp
 from kp_training.losses import detection, dual_softmax
 from kp_training.methods.kp2d import Kp2dConfig
 from kp_training.networks.compact import CompactNet
@@ -138,7 +139,7 @@ def test_warped_logits_follow_the_homography():
     homography = torch.tensor([[[1.0, 0, 3], [0, 1, 2], [0, 0, 1]]])  # view 0's (x, y) is view 1's (x + 3, y + 2)
     mask = torch.ones(1, 16, 24, dtype=torch.bool)
     mask[0, 5, 8] = False
-    warped, seen = detection.warp_logits(logits, homography, mask)
+    warped, seen = detection.warp_logits(logits, HomographyWarp(homography, torch.ones_like(mask), mask))
     torch.testing.assert_close(warped[..., :14, :21], logits[..., 2:, 3:], atol=1e-4, rtol=1e-4)
     assert seen[0, 0, :14, :21].sum() == 14 * 21 - 1
     assert not seen[0, 0, 3, 5]
@@ -157,12 +158,17 @@ def test_points_are_drawn_from_their_own_cells():
     assert ((drawn >= cells) & (drawn < cells + 8)).all()
 
 
+def _everywhere_same(side):
+    mask = torch.ones(1, side, side, dtype=torch.bool)
+    return HomographyWarp(torch.eye(3)[None], mask, mask)
+
+
 def test_location_loss_measures_the_shift_and_moves_the_peak():
     def bump(x, y):
         grid = detection.pixel_grid(20, 20)
         return torch.exp(-((grid - torch.tensor([x, y])) ** 2).sum(-1))[None, None]
 
-    points, identity, weights = torch.tensor([[[9.0, 9.0]]]), torch.eye(3)[None], torch.ones(1, 1)
+    points, identity, weights = torch.tensor([[[9.0, 9.0]]]), _everywhere_same(20), torch.ones(1, 1)
     same = detection.location_loss(bump(9.2, 9.0), bump(9.2, 9.0), points, identity, weights)
     apart = detection.location_loss(bump(9.2, 9.0), bump(8.8, 9.3), points, identity, weights)
     assert float(same) < 0.02

@@ -28,6 +28,7 @@ from kp_training.geometry.homography import (
     warp_points,
 )
 from kp_training.geometry.views import Part, cut_part, to_channels, warp_parts, warp_view
+from kp_training.geometry.warps import HomographyWarp
 
 
 class PairBatch(NamedTuple):
@@ -45,6 +46,10 @@ class PairBatch(NamedTuple):
     mask1: Tensor
     labels0: Tensor
     labels1: Tensor
+
+    def warp(self) -> HomographyWarp:
+        """From view 0 to view 1."""
+        return HomographyWarp(self.homography, self.mask0, self.mask1)
 
 
 class PairParts(NamedTuple):

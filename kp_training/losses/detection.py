@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kp_training.geometry.sampling import inside, pixel_grid, sample, soft_argmax, to_cells, warp_points
+from kp_training.geometry.sampling import pixel_grid, sample, soft_argmax, to_cells
+from kp_training.geometry.warps import Warp
 from kp_training.losses.dual_softmax import masked_mean
 
 
@@ -64,18 +65,14 @@ def agreement_loss(logits: Tensor, other: Tensor, weights: Tensor, cell: int = 8
     return masked_mean(-both.logsumexp(1), weights)
 
 
-def warp_logits(logits1: Tensor, homography: Tensor, mask1: Tensor) -> tuple[Tensor, Tensor]:
-    """View 1's logits (B×1×H×W) as view 0 sees them, and B×1×H×W bool where they exist.
+def warp_logits(logits1: Tensor, warp: Warp) -> tuple[Tensor, Tensor]:
+    """View 1's logits (B×1×H×W) as view 0, of the same size, sees them, and B×1×H×W bool where both views see the same.
 
-    homography: B×3×3 view1_from_view0.  mask1: B×H×W bool.
+    warp: from view 0 to view 1.
     """
     count, _, height, width = logits1.shape
-    grid = pixel_grid(height, width, logits1.device).reshape(1, -1, 2).expand(count, -1, -1)
-    points = warp_points(homography, grid)
-    maps = torch.cat([logits1, mask1[:, None].to(logits1.dtype)], 1)
-    warped, seen = sample(maps, points).transpose(1, 2).reshape(count, 2, height, width).split(1, 1)
-    visible = inside(points, height, width).reshape(count, 1, height, width)
-    return warped, visible & (seen > 0.99)
+    warped = warp(pixel_grid(height, width, logits1.device).reshape(1, -1, 2).expand(count, -1, -1))
+    return sample(logits1, warped.points).reshape(logits1.shape), warped.visible.reshape(logits1.shape)
 
 
 def draw_points(logits: Tensor, cell: int, noise: Tensor | None = None) -> Tensor:
@@ -89,15 +86,15 @@ def draw_points(logits: Tensor, cell: int, noise: Tensor | None = None) -> Tenso
     return (torch.stack([where % cell, where // cell], -1) + corner).flatten(1, 2)
 
 
-def location_loss(scores0: Tensor, scores1: Tensor, points0: Tensor, homography: Tensor, weights: Tensor,
+def location_loss(scores0: Tensor, scores1: Tensor, points0: Tensor, warp: Warp, weights: Tensor,
                   radius: int = 2) -> Tensor:
     """How far, in pixels, the refined point of view 0 lies from the refined point that view 1 has there.
 
-    scores: B×1×H×W ≥ 0.  points0: B×N×2 integer pixels.  weights: B×N.  Points are refined as the runtime does it.
+    scores: B×1×H×W ≥ 0.  points0: B×N×2 integer pixels.  weights: B×N; points that view 1 does not see count 0.
+    Points are refined as the runtime does it.
     """
-    refined0 = soft_argmax(scores0, points0, radius)
-    expected1 = warp_points(homography, refined0)
+    expected1, _, visible = warp(soft_argmax(scores0, points0, radius))
     nearest = expected1.detach().round().clamp(-1e4, 1e4)
     offsets = soft_argmax(scores1, nearest, radius) - expected1
     distance = (offsets.square().sum(-1) + 1e-4).sqrt()
-    return masked_mean(distance, weights)
+    return masked_mean(distance, weights * visible)

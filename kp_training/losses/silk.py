@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kp_training.geometry.sampling import pixel_grid, warp_points
+from kp_training.geometry.sampling import pixel_grid
+from kp_training.geometry.warps import Warp
 from kp_training.losses.blockwise import BLOCK, logsumexp_and_best
 
 Pairs = tuple[Tensor, Tensor]
@@ -23,7 +24,7 @@ def cell_positions(height: int, width: int, margin: int, device: torch.device | 
 
 
 def nearest_cells(points: Tensor, height: int, width: int, margin: int) -> Tensor:
-    """N int64: index of the cell that holds each of N×2 image `points`, −1 for none; undoes `cell_positions`."""
+    """…×N int64: index of the cell that holds each of …×N×2 image `points`, −1 for none; undoes `cell_positions`."""
     x, y = (points - margin + 0.5).floor().unbind(-1)
     within = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     return torch.where(within, y * width + x, -1).long()
@@ -39,20 +40,19 @@ def mutual_pairs(forward: Tensor, backward: Tensor) -> Pairs:
     return first, forward[first]
 
 
-def homography_pairs(homography: Tensor, mask0: Tensor, mask1: Tensor, margin: int) -> Pairs:
-    """`mutual_pairs` of two views of one plane, of cells that both show the photograph.
+def warp_pairs(warp: Warp, maps: Tensor, margin: int) -> list[Pairs]:
+    """`mutual_pairs` of each of the B pairs of views, of cells whose place in the other view is known both ways.
 
-    homography: 3×3 view1_from_view0.  mask0, mask1: H×W bool.
+    A hidden cell is in no pair, for what hides it does not come back to it.
+    warp: from view 0 to view 1.  maps: B×C×h×w of either view; see `cell_positions`.
     """
-    height, width = mask0.shape[0] - 2 * margin, mask0.shape[1] - 2 * margin
-    positions = cell_positions(height, width, margin, homography.device)
-    inverse = torch.linalg.inv(homography.double()).to(homography.dtype)
+    height, width = maps.shape[-2:]
+    positions = cell_positions(height, width, margin, maps.device).expand(len(maps), -1, -1)
     ways = []
-    for matrix, mask in ((homography, mask0), (inverse, mask1)):
-        cells = nearest_cells(warp_points(matrix[None], positions[None])[0], height, width, margin)
-        shown = mask[margin : margin + height, margin : margin + width].flatten()
-        ways.append(torch.where(shown, cells, -1))
-    return mutual_pairs(*ways)
+    for way in (warp, warp.inverse):
+        warped = way(positions)
+        ways.append(torch.where(warped.known, nearest_cells(warped.points, height, width, margin), -1))
+    return [mutual_pairs(*both) for both in zip(*ways)]
 
 
 def draw_pairs(pairs: Pairs, count: int) -> Pairs:
@@ -68,14 +68,16 @@ def silk_losses(
     logits: tuple[Tensor, Tensor], descriptors: tuple[Tensor, Tensor], pairs: Sequence[Pairs], temperature: float,
     block: int = BLOCK,
 ) -> dict[str, Tensor]:
-    """SiLK's ``loss``, its parts ``descriptor`` and ``detector`` (weights 1), and ``matched``, the share of pairs won.
+    """SiLK's ``loss`` and its parts ``descriptor`` and ``detector`` (weights 1).
 
     logits: B×1×h×w of each view.  descriptors: B×D×h×w of each view.  pairs: of each of the B, see `mutual_pairs`.
     descriptor: cross-entropy of each cell of a pair among all cells of the other view, the mean over pairs, summed
     over both directions.  detector: binary cross-entropy, at the cells of pairs only, with whether the two are each
     other's best match.  Expected of it: as long as few pairs match, all logits sink; they recover as more do.
+    Watched: ``matched``, the share of pairs that are each other's best match; ``precision``, that of the cells of
+    pairs which the detector calls keypoints.
     """
-    descriptor, detector, matched = logits[0].new_zeros(3).unbind()
+    descriptor, detector, matched, called, right = logits[0].new_zeros(5).unbind()
     for number, (first, second) in enumerate(pairs):
         maps = [views[number].flatten(1).T.contiguous() for views in descriptors]
         ours, theirs = maps[0][first], maps[1][second]
@@ -87,6 +89,8 @@ def silk_losses(
         matched = matched + mutual.sum()
         seen = torch.cat([logits[0][number].flatten()[first], logits[1][number].flatten()[second]])
         detector = detector + F.binary_cross_entropy_with_logits(seen, mutual.repeat(2), reduction="sum")
+        called, right = called + (seen > 0).sum(), right + mutual.repeat(2)[seen > 0].sum()
     count = max(sum(len(first) for first, _ in pairs), 1)
     descriptor, detector, matched = descriptor / count, detector / (2 * count), matched / count
-    return {"loss": descriptor + detector, "descriptor": descriptor, "detector": detector, "matched": matched}
+    return {"loss": descriptor + detector, "descriptor": descriptor, "detector": detector, "matched": matched,
+            "precision": right / called.clamp_min(1)}

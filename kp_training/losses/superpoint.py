@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kp_training.geometry.sampling import inside, pixel_grid, sample, to_cells, warp_points
+from kp_training.geometry.sampling import pixel_grid, sample, to_cells
+from kp_training.geometry.warps import Warp, hidden
 from kp_training.losses.dual_softmax import masked_mean
 
 CELL = 8
@@ -52,6 +53,10 @@ class DenseDescriptorLoss:
     positive: weight λ_d of pairs that correspond; weight: λ of the whole.  normalise: rectify the cosines and scale
     them to unit length over view 1's cells, then over view 0's, so that a cell's likeness is shared out among its
     rivals; without it, and with the paper's weights, others did not see it converge.
+    near: cells correspond when their centres, in pixels, are no farther apart.
+
+    A cell of view 0 whose centre leaves view 1 is a negative for all cells there.  One that is lost (no depth, or
+    hidden in view 1) takes part in nothing.
     """
 
     positive: float = 0.05
@@ -59,27 +64,27 @@ class DenseDescriptorLoss:
     normalise: bool = True
     positive_margin: float = 1.0
     negative_margin: float = 0.2
+    near: float = NEAR
 
-    def __call__(
-        self, descriptors0: Tensor, descriptors1: Tensor, homography: Tensor, mask0: Tensor, mask1: Tensor
-    ) -> Tensor:
-        """Scalar.  descriptors: B×D×h×w.  homography: B×3×3 view1_from_view0.  masks: B×8h×8w bool.
+    def __call__(self, descriptors0: Tensor, descriptors1: Tensor, warp: Warp, mask0: Tensor, mask1: Tensor) -> Tensor:
+        """Scalar.  descriptors: B×D×h×w.  warp: from view 0 to view 1.  masks: B×8h×8w bool.
 
         The code takes view 0 to be an unwarped image, valid everywhere; ours may show the photograph's end too.
         """
-        centres = cell_centres(descriptors0)
-        warped = warp_points(homography, centres.expand(len(homography), -1, -1))
-        same = torch.cdist(warped, centres.expand_as(warped), compute_mode="donot_use_mm_for_euclid_dist") <= NEAR
-        likeness = self.likeness(descriptors0, descriptors1)
+        centres = cell_centres(descriptors0).expand(len(descriptors0), -1, -1)
+        warped = warp(centres)
+        same = torch.cdist(warped.points, centres, compute_mode="donot_use_mm_for_euclid_dist") <= self.near
+        lost = whole_cells(mask0) & (~warped.known | hidden(warped, mask1))
+        likeness = self.likeness(descriptors0, descriptors1, lost)
         hinges = torch.where(same, self.positive * F.relu(self.positive_margin - likeness),
                              F.relu(likeness - self.negative_margin))
-        valid = whole_cells(mask0)[:, :, None] & whole_cells(mask1)[:, None]
+        valid = (whole_cells(mask0) & ~lost)[:, :, None] & whole_cells(mask1)[:, None]
         return self.weight * masked_mean(hinges, valid)
 
-    def likeness(self, descriptors0: Tensor, descriptors1: Tensor) -> Tensor:
-        """B×(h·w)×(h·w) cosines of view 0's cells (rows) with view 1's, normalised or not."""
+    def likeness(self, descriptors0: Tensor, descriptors1: Tensor, lost: Tensor) -> Tensor:
+        """B×(h·w)×(h·w) cosines of view 0's cells (rows) with view 1's, normalised or not; 0 of `lost` rows."""
         first, second = (F.normalize(maps.flatten(2), dim=1) for maps in (descriptors0, descriptors1))
-        cosines = first.transpose(1, 2) @ second
+        cosines = (first.transpose(1, 2) @ second).masked_fill(lost[:, :, None], 0)
         return F.normalize(F.normalize(F.relu(cosines), dim=2), dim=1) if self.normalise else cosines
 
 
@@ -87,7 +92,8 @@ class DenseDescriptorLoss:
 class SparseDescriptorLoss:
     """A draw of cells, each with its counterpart and a draw of others (eric-yyjau's public code).
 
-    positives: cells drawn from a view 0, with repetition.  negatives: cells of view 1 drawn for each of them.
+    positives: cells drawn from those of view 0 that view 1 sees, with repetition.  negatives: cells of view 1 drawn
+    for each of them.
     The negatives that are within their margin do not count, not even in the mean.
     """
 
@@ -97,16 +103,12 @@ class SparseDescriptorLoss:
     positive_margin: float = 1.0
     negative_margin: float = 0.2
 
-    def __call__(
-        self, descriptors0: Tensor, descriptors1: Tensor, homography: Tensor, mask0: Tensor, mask1: Tensor
-    ) -> Tensor:
+    def __call__(self, descriptors0: Tensor, descriptors1: Tensor, warp: Warp, mask0: Tensor, mask1: Tensor) -> Tensor:
         """As of DenseDescriptorLoss; the counterpart is sampled where the cell's centre lands, between cells."""
         centres = cell_centres(descriptors0)
-        warped = warp_points(homography, centres.expand(len(homography), -1, -1))
-        seen = sample(mask1[:, None].float(), warped)[..., 0] > 0.99
-        valid = inside(warped, *mask1.shape[1:]) & seen & whole_cells(mask0)
-        drawn, usable = _draw(valid, self.positives)
-        points = warped.gather(1, drawn[..., None].expand(-1, -1, 2))
+        warped = warp(centres.expand(len(descriptors0), -1, -1))
+        drawn, usable = _draw(warped.visible & whole_cells(mask0), self.positives)
+        points = warped.points.gather(1, drawn[..., None].expand(-1, -1, 2))
         first, second = (F.normalize(maps.flatten(2).transpose(1, 2), dim=2) for maps in (descriptors0, descriptors1))
         anchors = first.gather(1, drawn[..., None].expand(-1, -1, first.shape[2]))
         counterparts = F.normalize(sample(descriptors1, points, CELL), dim=2)
@@ -132,4 +134,6 @@ DESCRIPTOR_LOSSES = {
     "dense": DenseDescriptorLoss(),
     "paper": DenseDescriptorLoss(positive=250.0, weight=1e-4, normalise=False),
     "sparse": SparseDescriptorLoss(),
+    # SuperPoint-PrP's; half a cell off, as CELL's.
+    "prp": DenseDescriptorLoss(positive=0.6, weight=3e4, near=CELL / 2 - 0.5),
 }

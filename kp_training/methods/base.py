@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from kp_frontend.errors import InputError
 from kp_training.data.images import Images
+from kp_training.data.posed import PosedScene
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Decoding:
     points: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
 
 
+def no_scenes(height: int, width: int) -> Sequence[PosedScene]:
+    """Where a context has no posed scenes."""
+    raise InputError("this stage learns from posed scenes; give --data posed:FOLDER or --data rooms")
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage may make its data from.
@@ -37,6 +44,8 @@ class Context:
     training device (``dataset.finish``) instead of in the loader.  trained: the network of an earlier stage by the
     stage's name, in evaluation mode on `device`.  cache: folder that outlives runs, for labels.
     items: how many items the stage will draw from its dataset in all; what they do not need, need not be labelled.
+    scenes: (height, width) of the views → the posed scenes; those that are rendered are rendered at that size.
+    initial: puts the weights that the run starts from into a network of its first stage; whether there are any.
     """
 
     images: Images
@@ -46,6 +55,8 @@ class Context:
     cache: Path
     trained: Callable[[str], nn.Module]
     items: int
+    scenes: Callable[[int, int], Sequence[PosedScene]] = no_scenes
+    initial: Callable[[nn.Module], bool] = lambda network: False
 
 
 class Run(Protocol):

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kp_training.data.pairs import PairBatch
-from kp_training.geometry.sampling import inside, sample, to_cells, warp_points
+from kp_training.data.posed_pairs import PosedBatch
+from kp_training.geometry.sampling import inside, sample, to_cells
+from kp_training.geometry.warps import Warp
 from kp_training.losses.detection import (
     agreement_loss,
     corner_loss,
@@ -52,13 +54,17 @@ class DualSoftmaxConfig:
 
 
 def dual_softmax_objective(
-    run: Run, network: nn.Module, batch: PairBatch, config: DualSoftmaxConfig
+    run: Run, network: nn.Module, batch: PairBatch | PosedBatch, config: DualSoftmaxConfig
 ) -> dict[str, Tensor]:
-    """Detection where two views agree, description by dual softmax, reliability by who wins."""
+    """Detection where two views agree, description by dual softmax, reliability by who wins.
+
+    Only points that both views see take part.
+    """
     logits, descriptors, reliability = run(network, torch.cat(images_to_float(batch)))
     shift = tuple(torch.randint(CELL, (2,)).tolist())
-    description, matched = _description_losses(logits.detach(), descriptors, reliability, batch, shift, config)
-    detection = _detection_losses(logits, batch, shift, config.penalty, matched if config.matched_only else None)
+    warp = batch.warp()
+    description, matched = _description_losses(logits.detach(), descriptors, reliability, warp, shift, config)
+    detection = _detection_losses(logits, batch, warp, shift, config.penalty, matched if config.matched_only else None)
     parts = detection | description
     weights = {"corner": config.corner_weight, "agreement": config.agreement_weight, "location": config.location_weight,
                "repeatability": config.repeatability_weight, "reliability": config.reliability_weight}
@@ -67,7 +73,8 @@ def dual_softmax_objective(
 
 
 def _detection_losses(
-    logits: Tensor, batch: PairBatch, shift: tuple[int, ...], penalty: float, matched: Tensor | None
+    logits: Tensor, batch: PairBatch | PosedBatch, warp: Warp, shift: tuple[int, ...], penalty: float,
+    matched: Tensor | None,
 ) -> dict[str, Tensor]:
     """Both views find the corners; view 0's cells agree with view 1 warped into it, and so do the refined points.
 
@@ -79,14 +86,14 @@ def _detection_losses(
     corner = corner_loss(cells, labels, mask, CELL)
 
     logits0, logits1 = logits.chunk(2)
-    warped, seen = (shift_grid(maps, shift, CELL) for maps in warp_logits(logits1, batch.homography, batch.mask1))
-    cells0, mask0 = cells.chunk(2)[0], mask.chunk(2)[0]
-    whole = to_cells((seen & mask0).float(), CELL).amin(1)
+    warped, seen = (shift_grid(maps, shift, CELL) for maps in warp_logits(logits1, warp))
+    cells0 = cells.chunk(2)[0]
+    whole = to_cells(seen.float(), CELL).amin(1)
     # Where there is nothing to find, agreeing on it should not shape the detector.
     confident = torch.sigmoid(to_cells(cells0.detach(), CELL).logsumexp(1))
     agreement = agreement_loss(cells0, warped, whole * confident, CELL)
     best = draw_points(cells0.detach(), CELL) + torch.tensor(shift, device=logits.device)
-    location = location_loss(torch.sigmoid(logits0), torch.sigmoid(logits1), best, batch.homography,
+    location = location_loss(torch.sigmoid(logits0), torch.sigmoid(logits1), best, warp,
                              (whole * confident).flatten(1))
     counted = None if matched is None else matched.reshape(whole.shape)
     repeated = repeatability_loss(cells0, warped, whole, penalty, CELL, counted)
@@ -94,7 +101,7 @@ def _detection_losses(
 
 
 def _description_losses(
-    logits: Tensor, descriptors: Tensor, reliability: Tensor, batch: PairBatch, shift: tuple[int, ...],
+    logits: Tensor, descriptors: Tensor, reliability: Tensor, warp: Warp, shift: tuple[int, ...],
     config: DualSoftmaxConfig,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """A point of each of view 0's cells, drawn by the detector and off the pixel grid, finds itself in view 1.
@@ -104,10 +111,8 @@ def _description_losses(
     cells0 = shift_grid(logits, shift, CELL).chunk(2)[0]
     points0 = draw_points(cells0, CELL, gumbel_like(cells0)) + torch.tensor(shift, device=logits.device)
     points0 = points0 + torch.rand_like(points0) - 0.5
-    points1 = warp_points(batch.homography, points0)
-    mask0, mask1 = (sample(mask[:, None].float(), points)[..., 0] > 0.99
-                    for mask, points in ((batch.mask0, points0), (batch.mask1, points1)))
-    valid = inside(points1, *logits.shape[-2:], border=2) & mask0 & mask1
+    points1, _, visible = warp(points0)
+    valid = visible & inside(points1, *logits.shape[-2:], border=2)
 
     (map0, map1), (trust0, trust1) = descriptors.chunk(2), reliability.chunk(2)
     described = [sample(maps, points, CompactNet.stride) for maps, points in ((map0, points0), (map1, points1))]

@@ -15,19 +15,22 @@ the scores to begin with.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_training.data.corners import CornerPoints
+from kp_training.data.images import Images
 from kp_training.data.pairs import HomographyPairs, PairBatch, PairConfig
+from kp_training.data.posed_pairs import PosedBatch
 from kp_training.losses.blockwise import BLOCK
-from kp_training.losses.silk import draw_pairs, homography_pairs, silk_losses
+from kp_training.losses.silk import draw_pairs, silk_losses, warp_pairs
 from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
 from kp_training.methods.compact_objective import DualSoftmaxConfig, dual_softmax_objective
 from kp_training.networks.compact import CompactNet, DeployedCompact
@@ -42,7 +45,27 @@ COMPACT_TRAINING = {"batch_size": 16, "learning_rate": 2e-3}
 
 
 @dataclass(frozen=True)
-class SilkConfig(DualSoftmaxConfig):
+class SharedConfig(DualSoftmaxConfig):
+    """Settings that SiLK has on any pairs of views; see SilkConfig."""
+
+    network: str = "silk"
+    channels: int = PAPER_CHANNELS
+    padding: bool = False
+    style: str = "auto"
+    height: int = 0
+    width: int = 0
+    positions: int = 0
+    block: int = BLOCK
+    recompute: bool = False
+    temperature: float = 0.1
+    corner_weight: float = 3.0
+    repeatability_weight: float = 4.0
+    penalty: float = 0.3
+    matched_only: bool = True
+
+
+@dataclass(frozen=True)
+class SilkConfig(SharedConfig):
     """Settings of SiLK; ``auto``, and 0 where it says so, follow the network.
 
     network: ``silk`` or ``compact``.  channels: of the first half of silk's layers; 64 is the paper's.  padding: zeros
@@ -61,22 +84,12 @@ class SilkConfig(DualSoftmaxConfig):
     learning rate 2e-3 falling as a cosine, averaged weights.
     """
 
-    network: str = "silk"
-    channels: int = PAPER_CHANNELS
-    padding: bool = False
     geometry: str = "auto"
-    style: str = "auto"
-    height: int = 0
-    width: int = 0
-    positions: int = 0
-    block: int = BLOCK
-    recompute: bool = False
-    temperature: float = 0.1
-    corner_weight: float = 3.0
-    repeatability_weight: float = 4.0
-    penalty: float = 0.3
-    matched_only: bool = True
     turn_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.turn_share <= 1:
+            raise InputError(f"turn_share={self.turn_share:g}: expected a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -84,22 +97,25 @@ class Kind:
     """What follows from the network's name and shape.
 
     losses: as in Stage, with the config first.  geometry, style, side: of the pairs, where the config leaves them open.
+    multiple, least: what sides of the views must be a multiple of, and their least.
     decoding: parameters of the decoder ``full``.  corners: whether the losses want corner labels.
     """
 
     variant: str
     network: Callable[[], nn.Module]
-    losses: Callable[[SilkConfig, Run, nn.Module, PairBatch], dict[str, Tensor]]
+    losses: Callable[[SharedConfig, Run, nn.Module, PairBatch | PosedBatch], dict[str, Tensor]]
     deployed: Callable[[nn.Module], nn.Module]
     geometry: str
     style: str
     side: int
     training: Mapping[str, Any]
     decoding: dict[str, Any]
+    multiple: int = 1
+    least: int = 32
     corners: bool = False
 
 
-def _silk(config: SilkConfig) -> Kind:
+def _silk(config: SharedConfig) -> Kind:
     """The paper's network, or a narrower one."""
     return Kind(
         variant=f"{'padded' if config.padding else 'unpadded'}-{config.channels}",
@@ -111,12 +127,13 @@ def _silk(config: SilkConfig) -> Kind:
     )
 
 
-def _compact(config: SilkConfig) -> Kind:
+def _compact(config: SharedConfig) -> Kind:
     """Our small network; decoded as kp2d's is."""
     return Kind(
         variant="compact", network=CompactNet, losses=_pixel_a_cell, deployed=DeployedCompact, geometry="wide",
         style="camera", side=192, training=COMPACT_TRAINING,
-        decoding={"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0}, corners=True,
+        decoding={"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0}, multiple=32, least=64,
+        corners=True,
     )
 
 
@@ -126,58 +143,66 @@ KINDS = {"silk": _silk, "compact": _compact}
 class Silk:
     """See the module; raises InputError for a network or a size that does not exist."""
 
-    Config = SilkConfig
+    Config: type[SharedConfig] = SilkConfig
 
-    def __init__(self, config: SilkConfig) -> None:
+    def __init__(self, config: SharedConfig) -> None:
         if config.network not in KINDS:
             raise unknown_name("network of silk", config.network, KINDS)
         self.config, self.kind = config, KINDS[config.network](config)
         self.variant = self.kind.variant
+        self.style = self.kind.style if config.style == "auto" else config.style
         _check_ranges(config, self.kind)
 
     def stages(self) -> tuple[Stage, ...]:
         kind = self.kind
-        losses = functools.partial(kind.losses, self.config)
-        return (Stage("train", kind.network, self._pairs, losses, kind.deployed, kind.training),)
+        return (Stage("train", kind.network, self.pairs, self.losses, kind.deployed, kind.training),)
 
-    def _pairs(self, context: Context) -> HomographyPairs:
+    def pairs(self, context: Context) -> Dataset:
+        """A crop of a photograph and its warp."""
         config, kind = self.config, self.kind
-        pairs = PairConfig(
-            geometry=kind.geometry if config.geometry == "auto" else config.geometry,
-            style=kind.style if config.style == "auto" else config.style,
-            height=config.height or kind.side, width=config.width or kind.side, turn_share=config.turn_share,
-        )
-        points = CornerPoints(context.images, context.cache) if kind.corners and config.corner_weight > 0 else None
-        return HomographyPairs(context.images, pairs, context.seed, points, context.on_device)
+        geometry = kind.geometry if config.geometry == "auto" else config.geometry
+        pairs = PairConfig(geometry, self.style, "gray", config.height or kind.side, config.width or kind.side,
+                           config.turn_share)
+        return HomographyPairs(context.images, pairs, context.seed, self.corners(context.images, context.cache),
+                               context.on_device)
+
+    def corners(self, images: Images, cache: Path) -> CornerPoints | None:
+        """What labels are drawn from, where there are any."""
+        return CornerPoints(images, cache) if self.kind.corners and self.config.corner_weight > 0 else None
+
+    def losses(self, run: Run, network: nn.Module, batch: PairBatch | PosedBatch) -> dict[str, Tensor]:
+        return self.kind.losses(self.config, run, network, batch)
 
     def decoding(self) -> Decoding:
         return Decoding("full", self.kind.decoding, ("scores", "descriptors"))
 
 
-def _check_ranges(config: SilkConfig, kind: Kind) -> None:
-    multiple, least = (32, 64) if config.network == "compact" else (1, 32)
+def _check_ranges(config: SharedConfig, kind: Kind) -> None:
     for name in ("height", "width"):
         side = getattr(config, name)
-        if side and (side < least or side % multiple):
-            raise InputError(f"{name}={side}: expected a multiple of {multiple}, of at least {least}, or 0 for "
-                             f"{kind.side}")
+        if side and (side < kind.least or side % kind.multiple):
+            raise InputError(f"{name}={side}: expected a multiple of {kind.multiple}, of at least {kind.least}, or 0 "
+                             "for auto")
     if config.channels < 1 or config.block < 1 or config.positions < -1:
         raise InputError(f"channels={config.channels}, block={config.block}, positions={config.positions}: expected at "
                          "least 1, 1 and -1")
-    if min(config.temperature, config.penalty) <= 0 or not 0 <= config.turn_share <= 1:
-        raise InputError(f"temperature={config.temperature:g}, penalty={config.penalty:g}, turn_share="
-                         f"{config.turn_share:g}: expected more than 0, more than 0, and a share from 0 to 1")
+    if min(config.temperature, config.penalty) <= 0:
+        raise InputError(f"temperature={config.temperature:g}, penalty={config.penalty:g}: expected more than 0")
 
 
-def _all_pixels(config: SilkConfig, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+def _all_pixels(
+    config: SharedConfig, run: Run, network: nn.Module, batch: PairBatch | PosedBatch
+) -> dict[str, Tensor]:
     """The paper's objective; with `positions`, an unbiased estimate of it."""
     logits, descriptors = run(network, torch.cat(images_to_float(batch)))
     count = config.positions or (0 if config.channels == PAPER_CHANNELS else REDUCED_POSITIONS)
-    pairs = [draw_pairs(homography_pairs(*views, network.margin), max(count, 0))
-             for views in zip(batch.homography, batch.mask0, batch.mask1)]
+    pairs = [draw_pairs(views, max(count, 0))
+             for views in warp_pairs(batch.warp(), logits.chunk(2)[0], network.margin)]
     return silk_losses(logits.chunk(2), descriptors.chunk(2), pairs, config.temperature, config.block)
 
 
-def _pixel_a_cell(config: SilkConfig, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+def _pixel_a_cell(
+    config: SharedConfig, run: Run, network: nn.Module, batch: PairBatch | PosedBatch
+) -> dict[str, Tensor]:
     """Ours for compact, whose descriptors are compared at length 1."""
     return dual_softmax_objective(run, network, batch, replace(config, temperature=config.temperature / LENGTH**2))

@@ -16,9 +16,10 @@ scores: SuperPoint's scores are probabilities of a point, and adaptation's thres
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,14 +28,17 @@ from torch.utils.data import Dataset
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_training.augment import STYLES
+from kp_training.data.images import Chosen
 from kp_training.data.pairs import GEOMETRIES, HomographyPairs, PairBatch, PairConfig
+from kp_training.data.posed_pairs import PosedBatch
 from kp_training.data.synthetic_shapes import ShapeBatch, ShapesConfig, SyntheticShapes
-from kp_training.labels.homographic import AdaptationConfig, LabelledImages, label_images
+from kp_training.labels.homographic import AdaptationConfig, label_images
 from kp_training.losses.detection import shift_grid, with_dustbin
 from kp_training.losses.superpoint import CELL, DESCRIPTOR_LOSSES, detector_loss
 from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
 from kp_training.networks.compact import CompactNet
 from kp_training.networks.superpoint import NORMS, MagicPointNet, SuperPointNet, scores_of_cells
+from kp_training.weights import load_initial
 
 FEWEST_LABELLED = 8
 PASSES_OF_TRAINING = 3
@@ -51,6 +55,8 @@ class SuperPointConfig:
     network: ``superpoint`` or ``compact``.  norm: of superpoint's layers, see ``networks.superpoint``.
     rounds: how often photographs are labelled; the last time for the joint stage.
     warm: each stage starts from the one before, which the paper's do not; a short run learns more with it.
+    teacher: checkpoint, or published file, of a network of this kind, which labels in place of the stages before
+        ``joint``; with warm, that stage starts from it as well, so that a model is refined.
     descriptor_loss: ``dense``, ``paper`` (its weights, not normalised) or ``sparse``.
     geometry, style: of the pairs of views, see PairConfig.  height, width: of the views, 0 = auto.
     warps, adapt_height, adapt_width, adapt_threshold, adapt_fewest, adapt_points: see AdaptationConfig.
@@ -62,6 +68,7 @@ class SuperPointConfig:
     norm: str = "prp"
     rounds: int = 2
     warm: bool = False
+    teacher: str = ""
     descriptor_loss: str = "dense"
     geometry: str = "superpoint"
     style: str = "superpoint"
@@ -110,7 +117,7 @@ class SuperPoint:
             if getattr(config, name) not in table:
                 raise unknown_name(f"superpoint {name}", getattr(config, name), table)
         self.config, self.kind = config, KINDS[config.network]
-        _check_ranges(config, self.kind.size_multiple)
+        check_ranges(config, self.kind.size_multiple, ("height", "width"), LEASTS)
         norm = f"-{config.norm}" if config.network == "superpoint" else ""
         self.variant = f"{config.network}{norm}-{config.descriptor_loss}"
 
@@ -125,7 +132,7 @@ class SuperPoint:
         joint = Stage("joint", partial(kind.build, self.config.norm, True), partial(self._pairs, teacher=names[-1]),
                       self._join, partial(Deployed, kind=kind, outputs=2),
                       self._joint_training(), start=self._start(names[-1]))
-        return (first, *rounds, joint)
+        return (joint,) if self.config.teacher else (first, *rounds, joint)
 
     def _joint_training(self) -> dict[str, Any]:
         joint = self.kind.joint
@@ -143,9 +150,21 @@ class SuperPoint:
 
     def _start(self, teacher: str) -> Callable[[nn.Module, Context], None] | None:
         def load(network: nn.Module, context: Context) -> None:
-            network.load_state_dict(network.state_dict() | context.trained(teacher).state_dict())
+            network.load_state_dict(network.state_dict() | self._trained(teacher, context).state_dict())
 
         return load if self.config.warm else None
+
+    def _trained(self, teacher: str, context: Context) -> nn.Module:
+        """The network of stage `teacher`, or of the file that takes the place of all stages before the last."""
+        if not self.config.teacher:
+            return context.trained(teacher)
+        network = self.kind.build(self.config.norm, True)
+        load_initial(network, Path(self.config.teacher))
+        return network.eval().to(context.device)
+
+    def detector(self, teacher: str, context: Context) -> nn.Module:
+        """What labels: a Detect (see ``labels.points``) in evaluation mode on the context's device."""
+        return Deployed(self._trained(teacher, context), self.kind, outputs=1).eval()
 
     def _shapes(self, context: Context) -> Dataset:
         height, width = self.kind.shapes
@@ -158,12 +177,12 @@ class SuperPoint:
             warps=config.warps, height=config.adapt_height, width=config.adapt_width, multiple=kind.size_multiple,
             threshold=config.adapt_threshold, fewest=config.adapt_fewest, points=config.adapt_points,
         )
-        detector = Deployed(context.trained(teacher), kind, outputs=1).eval()
+        detector = self.detector(teacher, context)
         count = min(len(context.images), self._labelled(context.items))
         labels = label_images(detector, context.images, count, adaptation, context.seed, context.cache, context.device)
         pairs = PairConfig(config.geometry, config.style, "gray", config.height or kind.views[0],
                            config.width or kind.views[1])
-        return HomographyPairs(LabelledImages(context.images, labels), pairs, context.seed, labels, context.on_device)
+        return HomographyPairs(Chosen(context.images, labels.indices), pairs, context.seed, labels, context.on_device)
 
     def _labelled(self, items: int) -> int:
         """How many photographs to label for `items` pairs."""
@@ -174,19 +193,19 @@ class SuperPoint:
         logits = run(network, batch.image.float() / 255)[0]
         return {"loss": detector_loss(*self.kind.cells(logits, batch.labels, batch.mask))}
 
-    def _detect_pairs(self, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+    def _detect_pairs(self, run: Run, network: nn.Module, batch: PairBatch | PosedBatch) -> dict[str, Tensor]:
         # The code's views are all warped; of ours, the first of each pair is not.
         logits = run(network, torch.cat(images_to_float(batch)))[0]
         labels, mask = torch.cat([batch.labels0, batch.labels1]), torch.cat([batch.mask0, batch.mask1])
         return {"loss": detector_loss(*self.kind.cells(logits, labels, mask))}
 
-    def _join(self, run: Run, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+    def _join(self, run: Run, network: nn.Module, batch: PairBatch | PosedBatch) -> dict[str, Tensor]:
         """Eq. 1: the detector's loss of each view and the descriptors' of both."""
         logits, descriptors = run(network, torch.cat(images_to_float(batch)))[:2]
         views = zip(logits.chunk(2), (batch.labels0, batch.labels1), (batch.mask0, batch.mask1))
         detector = sum(detector_loss(*self.kind.cells(*view)) for view in views)
         loss = DESCRIPTOR_LOSSES[self.config.descriptor_loss]
-        descriptor = loss(*descriptors.chunk(2), batch.homography, batch.mask0, batch.mask1)
+        descriptor = loss(*descriptors.chunk(2), batch.warp(), batch.mask0, batch.mask1)
         return {"loss": detector + descriptor, "detector": detector, "descriptor": descriptor}
 
 
@@ -221,13 +240,13 @@ def _compact_cells(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor
     return with_dustbin(shift_grid(logits, shift, CELL), CELL), labels, mask
 
 
-def _check_ranges(config: SuperPointConfig, multiple: int) -> None:
-    for name in ("height", "width"):
+def check_ranges(config: Any, multiple: int, sides: Iterable[str], leasts: Mapping[str, int]) -> None:
+    """Raises InputError for settings `sides` that are no `multiple` or below 64 (0 = auto), or that are below `leasts`,
+    or for an ``adapt_threshold`` that is no probability."""
+    for name in sides:
         side = getattr(config, name)
         if side and (side < 64 or side % multiple):
             raise InputError(f"{name}={side}: expected a multiple of {multiple}, of at least 64, or 0 for auto")
-    leasts = {"rounds": 1, "warps": 1, "adapt_height": 64, "adapt_width": 64, "adapt_fewest": 0, "adapt_points": 1,
-              "adapt_limit": 0}
     for name, least in leasts.items():
         if getattr(config, name) < least:
             raise InputError(f"{name}={getattr(config, name)}: expected at least {least}")
@@ -254,3 +273,5 @@ KINDS = {
     ),
 }
 LEAST_BATCH = {"sparse": 8}
+LEASTS = {"rounds": 1, "warps": 1, "adapt_height": 64, "adapt_width": 64, "adapt_fewest": 0, "adapt_points": 1,
+          "adapt_limit": 0}
