@@ -69,23 +69,26 @@ def kp2d_blur(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image if size < 3 else cv2.GaussianBlur(image, (size, size), 0)
 
 
-def kp2d_jitter(image: np.ndarray, rng: np.random.Generator, hue: float = 0.05) -> np.ndarray:
-    """Brightness and contrast ±0.5, saturation ±0.2, hue ±0.05 of a BGR image (the code's; the paper prints ±0.2).
+def color_jitter(
+    image: np.ndarray, rng: np.random.Generator, *, gain: float = 0.5, saturation: float = 0.2, hue: float = 0.05
+) -> np.ndarray:
+    """Brightness and contrast times 1 ± gain, saturation times 1 ± saturation, hue ± `hue` of a circle, of a BGR image.
 
-    The code draws these and drops them by mistake; the paper applies them, and so do we.
+    Of KP2D's code by default (the paper prints a hue of ±0.2).  The code draws these and drops them by mistake; the
+    paper applies them, and so do we.
     """
-    image = gain_by(image, rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5))
+    image = gain_by(image, rng.uniform(1 - gain, 1 + gain), rng.uniform(1 - gain, 1 + gain))
     if image.ndim == 2:
         return image
-    angle, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
+    angle, strength, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
     angle = ((angle.astype(np.int16) + round(rng.uniform(-hue, hue) * 180)) % 180).astype(np.uint8)
-    saturation = _to_bytes(saturation * rng.uniform(0.8, 1.2))
-    return cv2.cvtColor(cv2.merge([angle, saturation, value]), cv2.COLOR_HSV2BGR)
+    strength = _to_bytes(strength * rng.uniform(1 - saturation, 1 + saturation))
+    return cv2.cvtColor(cv2.merge([angle, strength, value]), cv2.COLOR_HSV2BGR)
 
 
 def gain_by(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
-    """Multiply by `brightness`, then spread about the mean by `contrast`."""
-    bright = image.astype(np.float32) * brightness
+    """Multiply by `brightness` up to white, then spread about the mean by `contrast`."""
+    bright = np.minimum(image.astype(np.float32) * brightness, 255)
     return _to_bytes((bright - bright.mean()) * contrast + bright.mean())
 
 
@@ -178,16 +181,18 @@ def _streak(half: float, angle: float, radius: int) -> np.ndarray:
 STYLES: dict[str, tuple[tuple[Effect, float], ...]] = {
     "off": (),
     # KP2D: as its code means it, as its code does it (the jitter is drawn and dropped), and as the paper prints it.
-    "kp2d": ((kp2d_jitter, 1.0), (kp2d_noise, 0.5), (kp2d_blur, 1.0)),
+    "kp2d": ((color_jitter, 1.0), (kp2d_noise, 0.5), (kp2d_blur, 1.0)),
     "kp2d_code": ((kp2d_noise, 0.5), (kp2d_blur, 1.0)),
     "kp2d_paper": (
-        (functools.partial(kp2d_jitter, hue=0.2), 1.0), (functools.partial(kp2d_noise, sigma=0.02), 0.5),
+        (functools.partial(color_jitter, hue=0.2), 1.0), (functools.partial(kp2d_noise, sigma=0.02), 0.5),
         (kp2d_blur, 1.0),
     ),
     "camera": (
         (light, 0.4), (gain, 0.6), (gamma, 0.4), (blur, 0.3), (motion, 0.15),
         (functools.partial(sensor_noise, low=1, high=15), 0.4), (jpeg, 0.4),
     ),
+    # Of CAPS, which PoSFeat took over.
+    "caps": ((functools.partial(color_jitter, gain=1, saturation=1, hue=0.4), 1.0),),
     "superpoint": (
         (functools.partial(shade, low=-0.5, high=0.8, kernel=(50, 100)), 1.0),
         (functools.partial(brightness, low=-75, high=75), 1.0),
@@ -195,6 +200,14 @@ STYLES: dict[str, tuple[tuple[Effect, float], ...]] = {
         (functools.partial(streak, shortest=1, longest=7), 1.0),
         (functools.partial(sensor_noise, low=0, high=15), 1.0),
         (functools.partial(speckle, most=0.0035), 1.0),
+    ),
+    # SuperPoint-PrP's: the same effects, weaker.
+    "prp": (
+        (functools.partial(shade, low=-0.5, high=0.5, kernel=(100, 150)), 1.0),
+        (functools.partial(brightness, low=-50, high=50), 1.0),
+        (functools.partial(contrast, low=0.5, high=1.5), 1.0),
+        (functools.partial(streak, shortest=1, longest=3), 1.0),
+        (functools.partial(sensor_noise, low=0, high=10), 1.0),
     ),
     # Set A of METHODS.md section 4; the noise's range is unstated there, σ² is taken from 10 to 50.
     "silk": (
@@ -211,6 +224,12 @@ STYLES: dict[str, tuple[tuple[Effect, float], ...]] = {
         (functools.partial(sensor_noise, low=0, high=0.04 * 255), 1.0),
         (functools.partial(speckle, most=0.0035), 1.0),
         (functools.partial(streak, shortest=1, longest=3), 1.0),
+    ),
+    # The paper names these effects and no ranges.
+    "sedm": (
+        (functools.partial(contrast, low=0.5, high=1.5), 0.5), (functools.partial(brightness, low=-50, high=50), 0.5),
+        (blur, 0.3), (functools.partial(sensor_noise, low=0, high=12), 0.3),
+        (functools.partial(speckle, most=0.005), 0.2), (jpeg, 0.3),
     ),
 }
 

@@ -171,15 +171,15 @@ def kp2d_blur(images: Tensor) -> Tensor:
     return _filter_rows_and_columns(images, kernels[torch.randint(4, (len(images),), device=images.device)])
 
 
-def kp2d_jitter(images: Tensor, hue: float = 0.05) -> Tensor:
-    images = (images * _uniform(images, 0.5, 1.5)).clamp(0, 255)
+def color_jitter(images: Tensor, *, gain: float = 0.5, saturation: float = 0.2, hue: float = 0.05) -> Tensor:
+    images = (images * _uniform(images, 1 - gain, 1 + gain)).clamp(0, 255)
     mean = _mean(images)
-    images = ((images - mean) * _uniform(images, 0.5, 1.5) + mean).clamp(0, 255)
+    images = ((images - mean) * _uniform(images, 1 - gain, 1 + gain) + mean).clamp(0, 255)
     if images.shape[1] == 1:
         return images
-    angle, saturation, value = to_hsv(images)
-    saturation = (saturation * _uniform(images, 0.8, 1.2)).clamp(0, 1)
-    return from_hsv(angle + _uniform(images, -hue, hue), saturation, value)
+    angle, strength, value = to_hsv(images)
+    strength = (strength * _uniform(images, 1 - saturation, 1 + saturation)).clamp(0, 1)
+    return from_hsv(angle + _uniform(images, -hue, hue), strength, value)
 
 
 def to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,6 +261,6 @@ def streak(images: Tensor, *, shortest: float, longest: float) -> Tensor:
     return filter_images(images, _streaks(half, _uniform(images, 0, torch.pi), math.ceil(longest / 2)))
 
 
-_TWINS = (gain, gamma, light, blur, motion, jpeg, kp2d_noise, kp2d_blur, kp2d_jitter, brightness, contrast,
+_TWINS = (gain, gamma, light, blur, motion, jpeg, kp2d_noise, kp2d_blur, color_jitter, brightness, contrast,
           linear, power, darken, sensor_noise, speckle, shade, box_blur, streak)
 EFFECTS: dict[str, BatchEffect] = {effect.__name__: effect for effect in _TWINS}

@@ -10,8 +10,12 @@ from kp_frontend.errors import unknown_name
 METHODS = {
     "kp2d": "kp_training.methods.kp2d:Kp2d",
     "superpoint": "kp_training.methods.superpoint:SuperPoint",
+    "superpoint_prp": "kp_training.methods.superpoint_prp:SuperPointPrp",
     "silk": "kp_training.methods.silk:Silk",
+    "silk_prp": "kp_training.methods.silk_prp:SilkPrp",
+    "pos_feat": "kp_training.methods.pos_feat:PosFeat",
     "residual": "kp_training.methods.residual:Residual",
+    "sedm": "kp_training.methods.sedm:Sedm",
 }
 
 

@@ -10,48 +10,7 @@ from torch import Tensor, nn
 
 from kp_training.networks.keypointnet import CellMaps, scale_input, unit, without_border
 from kp_training.networks.published import rename_published
-
-
-class _Block(nn.Module):
-    """Two 3×3 convolutions around a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = None
-        if stride > 1:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, features: Tensor) -> Tensor:
-        shortcut = features if self.downsample is None else self.downsample(features)
-        features = F.relu(self.bn1(self.conv1(features)))
-        return F.relu(self.bn2(self.conv2(features)) + shortcut)
-
-
-class Resnet18(nn.Module):
-    """B×3×H×W → maps of 64, 64, 128, 256, 512 channels at 1/2 to 1/32; tensors are named as in torchvision."""
-
-    def __init__(self, dropout: float) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        widths = (64, 64, 128, 256, 512)
-        for level in range(1, 5):
-            inputs, outputs = widths[level - 1 : level + 1]
-            blocks = _Block(inputs, outputs, 1 if level == 1 else 2), _Block(outputs, outputs, 1)
-            self.add_module(f"layer{level}", nn.Sequential(*blocks))
-        self.dropout = nn.Dropout2d(dropout)
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        maps = [F.relu(self.bn1(self.conv1(image)))]
-        features = F.max_pool2d(maps[0], 3, 2, 1)
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            features = self.dropout(layer(features))
-            maps.append(features)
-        return maps
+from kp_training.networks.resnet import Resnet18
 
 
 class _Up(nn.Module):
