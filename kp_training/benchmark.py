@@ -114,13 +114,13 @@ def measure(case: Case, progress: Progress) -> Figures:
         run = build_run(Path(folder), case.method, list(case.data), case.settings | loop | batch)
         stage = next(stage for stage in run.stages if stage.name == case.stage)
         config, images = run.configs[stage.name], _Counted(open_images(case.data))
-        before = _resident("VmRSS")
+        before = resident("VmRSS")
         module = Measured(stage, config, machine)
         module.context = replace(context_of(run, stage, machine, images), cache=Path(folder),
                                  trained=_untrained(run.stages, device))
         clock = Clock(module, count, progress)
         trainer_of(run, config, machine, [clock]).fit(module)
-        memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else _resident("VmHWM") - before
+        memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident("VmHWM") - before
         loader_items = loading_speed(module.dataset, config.batch_size, config.loader_workers)
     step = np.diff(clock.ends)[WARM_UP - 1 :]
     views = module.views * config.batch_size * config.accumulate
@@ -181,7 +181,7 @@ class Measured(Trained):
         begin = time.perf_counter()
         loader = super().train_dataloader()
         self.preparing = time.perf_counter() - begin
-        _forget_peak(self.device)
+        forget_peak(self.device)
         return _Timed(loader, self)
 
     def on_after_batch_transfer(self, batch: Any, number: int) -> Any:
@@ -272,7 +272,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
     """Measure the peak of memory from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -280,7 +280,7 @@ def _forget_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _resident(name: str) -> float:
+def resident(name: str) -> float:
     """VmRSS (now) or VmHWM (peak) of this process in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) / 1024

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from kp_frontend.errors import InputError
+from kp_training import workers
 from kp_training.__main__ import main
 from kp_training.data.photos import is_held_out
-from kp_training.evaluation import workers
 from kp_training.evaluation.figures import GREEN, RED
 from kp_training.evaluation.homography import evaluate, open_pairs
 from kp_training.evaluation.photo_pairs import GROUPS, PhotoPairs, render
@@ -311,8 +311,8 @@ def test_ctrl_c_ends_all_processes(photos):
 
 @pytest.mark.parametrize(("change", "message"), [
     (["nothing"], "unknown benchmark 'nothing'; choose one of: homography"),
-    (["homography", "--features", "orb"], "give the folder of sequences once"),
-    (["homography", "{data}", "--data", "{data}", "--features", "orb"], "give the folder of sequences once"),
+    (["homography", "--features", "orb"], "give the data once"),
+    (["homography", "{data}", "--data", "{data}", "--features", "orb"], "give the data once"),
     (["homography", "{data}/none", "--features", "orb"], "no folder"),
     (["homography", "{empty}", "--features", "orb"], "holds no sequence"),
     (["homography", "photos:{empty}", "--features", "orb"], "holds no held-out photograph"),

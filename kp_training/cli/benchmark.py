@@ -1,4 +1,7 @@
-"""``benchmark training``: images a second, memory and waiting for data of each method on this machine."""
+"""``benchmark training``: images a second, memory and waiting for data of each method on this machine.
+
+``benchmark posed`` is in ``benchmark_posed.py``.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.replay import provenance
+from kp_training.cli import benchmark_posed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,17 +27,22 @@ if TYPE_CHECKING:
 SMALL = "compact"
 SHAPES = 300
 SHAPES_GOAL = 100
-WIDTH = 120
+WIDTH = 140
 STOPPED = 130
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; raises InputError for what cannot be used."""
     options = _parser().parse_args(argv)
-    if options.steps < 2:
-        raise InputError(f"--steps {options.steps}: expected 2 or more")
     if sys.platform != "linux":
         raise InputError(f"on {sys.platform} the peak of memory cannot be read; measure on Linux")
+    return options.run(options, argv)
+
+
+def run_training(options: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure the methods; raises InputError for what cannot be used."""
+    if options.steps < 2:
+        raise InputError(f"--steps {options.steps}: expected 2 or more")
     from rich.console import Console
 
     from kp_training.benchmark import drawing_speed
@@ -46,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         console.width = WIDTH
     refused: list[str] = []
     cases = _cases(options, refused)
-    with _bar(console, len(cases) + 1) as step:
+    with progress_bar(console, len(cases) + 1) as step:
         shapes = call_isolated(drawing_speed, SHAPES, progress=step("synthetic shapes"))
         measured, stopped = _measure(cases, refused, step)
     if not measured:
@@ -82,19 +91,31 @@ def _measure(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "benchmark", description="Measure training on this machine: a few steps of each method in its own process, at "
-                                 "the paper's image size and batch.")
+    parser = argparse.ArgumentParser("benchmark", description="Measure training on this machine.")
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    training = kinds.add_parser(
+        "training", help="images a second, memory and waiting for data of each method",
+        description="A few steps of each method in its own process, at the paper's image size and batch.")
+    add_options(training)
+    training.set_defaults(run=run_training)
+    posed = kinds.add_parser("posed", help="rendering, overlap, loading and labelling of posed views",
+                             description="Each kind of work in its own process, beside its goal.")
+    benchmark_posed.add_options(posed)
+    posed.set_defaults(run=benchmark_posed.run)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``benchmark training``."""
     add = parser.add_argument
-    add("what", choices=["training"], help="what to measure")
     add("--methods", nargs="+", metavar="M", default=[], help="default: every method")
     add("--network", metavar="N", help=f"only this network of each method; default: the paper's and {SMALL}")
-    add("--data", action="append", metavar="SPEC", default=[], help="as of train; default: photographs of 640×480")
+    add("--data", action="append", metavar="SPEC", default=[],
+        help="as of train; default: photographs of 640×480, and one procedural scene for methods that need poses")
     add("--steps", type=int, default=8, help="to measure, after two that are not (default %(default)s)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     add("--size", metavar="HxW", help="of the views in pixels; default: the paper's")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
-    return parser
 
 
 def _cases(options: argparse.Namespace, refused: list[str]) -> list[Case]:
@@ -106,7 +127,7 @@ def _cases(options: argparse.Namespace, refused: list[str]) -> list[Case]:
         if method not in METHODS:
             raise unknown_name("method", method, METHODS)
     size = _size(options.size)
-    data = tuple(options.data) or (f"photos:{photographs()}",)
+    data = tuple(options.data) or (f"photos:{photographs()}", "rooms:1")
     cases = []
     for method in options.methods or METHODS:
         if not all(takes(method, name) for name in size):
@@ -198,7 +219,7 @@ def _write(
 
 
 @contextmanager
-def _bar(console: Any, total: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def progress_bar(console: Any, total: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     """Gives what to call with each row's name for its progress: a bar on a terminal, a line elsewhere."""
     from rich.progress import Progress as Bar
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kp_frontend.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from kp_training.evaluation.pose_pairs import PoseSource
 
 
 def main(argv: Sequence[str]) -> int:
@@ -16,34 +21,59 @@ def main(argv: Sequence[str]) -> int:
     if argv and not argv[0].startswith("-") and argv[0] not in BENCHMARKS:
         raise unknown_name("benchmark", argv[0], BENCHMARKS)
     options = _parser().parse_args(argv)
-    return BENCHMARKS[options.benchmark](options)
+    return BENCHMARKS[options.benchmark].run(options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("evaluate", description="Score extractors by the protocols of the papers.")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    homography = benchmarks.add_parser(
-        "homography", help="pairs of images with a known homography (HPatches, Oxford, or made from photographs)"
-    )
-    add = homography.add_argument
-    add("folder", nargs="?", help="same as --data")
+    for name, benchmark in BENCHMARKS.items():
+        chosen = benchmarks.add_parser(name, help=benchmark.about, description=benchmark.about)
+        chosen.add_argument("folder", nargs="?", help="same as --data")
+        chosen.add_argument("--features", nargs="+", required=True, metavar="NAME_OR_MODEL",
+                            help="orb, sift, rootsift, a model's name or path, options after a colon")
+        chosen.add_argument("--jobs", type=int, help="processes (default: one a core); the figures do not depend on it")
+        chosen.add_argument("--json", type=Path, metavar="FILE", help="write all figures, pair by pair")
+        benchmark.add_options(chosen)
+    return parser
+
+
+def add_homography(parser: argparse.ArgumentParser) -> None:
+    """The options of ``evaluate homography``."""
+    add = parser.add_argument
     add("--data", metavar="DIR", help="folder of sequences (1.png …, H_1_2 …), or of photographs (photos:DIR)")
-    add("--features", nargs="+", required=True, metavar="NAME_OR_MODEL",
-        help="orb, sift, rootsift, a model's name or path, options after a colon")
     add("--preset", nargs="+", default=["shared"],
         help="protocols, a table each: shared (ours, default), kp2d, silk, d2net")
-    add("--size", help="WIDTHxHEIGHT that images are stretched to, shortN or full, instead of the preset's own")
+    add("--size", help="WIDTHxHEIGHT that images are stretched to, shortN, longN or full, instead of the preset's own")
     add("--top-k", type=int, help="points an image, instead of the preset's own")
     add("--pairs", type=int, help="how many pairs to make from photographs (default 300)")
     add("--seed", type=int, help="of the pairs made from photographs (default 0)")
-    add("--jobs", type=int, help="processes (default: one a core); the figures do not depend on it")
-    add("--json", type=Path, metavar="FILE", help="write all figures, pair by pair")
     add("--output", type=Path, metavar="DIR", help="folder for results.json, mma.png and pictures of the worst pairs")
-    return parser
+
+
+def add_relative_pose(parser: argparse.ArgumentParser) -> None:
+    """The options of ``evaluate relative_pose``."""
+    add = parser.add_argument
+    add("--data", metavar="PATH", help="posed scene of any layout, a folder of such, a bag, rooms[:COUNT] (rendered, "
+                                       "never trained on), or the images of --pair-list")
+    add("--stride", nargs="+", type=int, metavar="N", help="pairs of frames i and i + N (default 5 10)")
+    add("--overlap", nargs=2, type=float, metavar=("LO", "HI"),
+        help="pairs by the share that both frames see, from depth (default .3 .9 where frames have no order)")
+    add("--pair-list", type=Path, metavar="FILE",
+        help="pairs as of ScanNet-1500 and YFCC: two paths, two rotation codes, K0, K1, T_0to1 a line")
+    add("--pairs", type=int, metavar="N", help="at most so many of each kind (default: all by stride, 300 by overlap)")
+    add("--preset", default="shared", help="shared (ours, default), scannet, scannet_refined, yfcc or megadepth")
+    add("--solver", nargs="+", default=["poselib", "opencv"], help="poselib, opencv, or both (default)")
+    add("--size", help="WIDTHxHEIGHT, shortN, longN or full, instead of the preset's own")
+    add("--top-k", type=int, help="points an image, instead of the preset's own")
+    add("--seed", type=int, default=0, help="of estimators and of pairs by overlap (default 0)")
+    add("--repeats", type=int, default=3, help="seeds that figures are averaged over (default 3)")
+    add("--output", type=Path, metavar="DIR", help="folder for results.json, recall.png and the worst pairs")
 
 
 def evaluate_homography(options: argparse.Namespace) -> int:
     """Tables, JSON and pictures of the homography benchmark; all that can be wrong is said before the work."""
+    from kp_training.evaluation.figures import draw_worst, plot_curves
     from kp_training.evaluation.homography import cached_extractor, evaluate, open_pairs
     from kp_training.evaluation.protocols import PRESETS, choose_setting
     from kp_training.evaluation.report import conclude, print_table, to_json
@@ -71,17 +101,77 @@ def evaluate_homography(options: argparse.Namespace) -> int:
     outcomes = [conclude(setting, results[setting.preset]) for setting in settings]
     for outcome in outcomes:
         print_table(outcome, str(source))
-    _write(options, source, outcomes, to_json(outcomes))
+    def draw(folder: Path) -> None:
+        plot_curves(outcomes, folder / "mma.png")
+        draw_worst(source, outcomes, folder / "worst")
+
+    _write(options, source, to_json(outcomes), draw)
     return 0
 
 
-BENCHMARKS = {"homography": evaluate_homography}
+def evaluate_relative_pose(options: argparse.Namespace) -> int:
+    """Table, JSON and pictures of the relative pose benchmark; all that can be wrong is said before the work."""
+    from kp_training.evaluation.pose_pictures import draw_worst_poses, plot_recall
+    from kp_training.evaluation.pose_protocols import choose_pose_setting
+    from kp_training.evaluation.pose_report import conclude_poses, poses_to_json, print_poses
+    from kp_training.evaluation.relative_pose import evaluate_poses, open_matcher
+    from kp_training.evaluation.sequences import Size
+
+    size = Size.parse(options.size) if options.size else None
+    setting = choose_pose_setting(options.preset, size, options.top_k, options.solver, options.repeats, options.seed)
+    features, jobs = list(dict.fromkeys(options.features)), _jobs(options.jobs)
+    setting.estimators()
+    for spec in features:
+        open_matcher(spec, setting.top_k)
+    source = _pose_source(options)
+    _make_folders(options)
+    with _progress() as bar:
+        task = bar.add_task("pairs", total=len(source.pairs) * len(features))
+        results = evaluate_poses(source, features, setting, jobs, lambda pairs: bar.advance(task, pairs))
+    outcome = conclude_poses(setting, results, source.metric)
+    print_poses(outcome, str(source))
+
+    def draw(folder: Path) -> None:
+        plot_recall(outcome, folder / "recall.png")
+        draw_worst_poses(source, outcome, folder / "worst")
+
+    _write(options, source, poses_to_json(outcome), draw)
+    return 0
+
+
+def _pose_source(options: argparse.Namespace) -> PoseSource:
+    from kp_training.evaluation.pose_list import ListedPairs
+    from kp_training.evaluation.pose_pairs import open_scene_pairs, open_scenes
+
+    data = _one_folder(options)
+    if options.pair_list is None:
+        return open_scene_pairs(open_scenes(data), options.stride, options.overlap, options.pairs, options.seed)
+    if options.stride or options.overlap:
+        raise InputError("--pair-list names the pairs: leave --stride and --overlap out")
+    return ListedPairs(Path(data).expanduser(), options.pair_list, options.pairs)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """run: what does it.  add_options: adds what only it takes.  about: one line of help."""
+
+    run: Callable[[argparse.Namespace], int]
+    add_options: Callable[[argparse.ArgumentParser], None]
+    about: str
+
+
+BENCHMARKS = {
+    "homography": Benchmark(evaluate_homography, add_homography,
+                            "pairs of images with a known homography (HPatches, Oxford, or made from photographs)"),
+    "relative_pose": Benchmark(evaluate_relative_pose, add_relative_pose,
+                               "pose between two views of a posed scene, or of a list of pairs"),
+}
 
 
 def _one_folder(options: argparse.Namespace) -> str:
     given = [folder for folder in (options.folder, options.data) if folder is not None]
     if len(given) != 1:
-        raise InputError("give the folder of sequences once: `evaluate homography DIR` or `--data DIR`")
+        raise InputError(f"give the data once: `evaluate {options.benchmark} DIR` or `--data DIR`")
     return given[0]
 
 
@@ -109,19 +199,19 @@ def _make_folders(options: argparse.Namespace) -> None:
             raise InputError(f"cannot make folder {folder} ({error.strerror}); give another one") from error
 
 
-def _write(options: argparse.Namespace, source, outcomes: Sequence, figures: dict) -> None:
+def _write(options: argparse.Namespace, source: object, figures: dict, draw: Callable[[Path], None]) -> None:
+    """JSON where it is wanted, and what `draw` adds to a folder."""
     from kp_frontend.replay.provenance import revision, versions
-    from kp_training.evaluation.figures import draw_worst, plot_curves
 
-    report = {"benchmark": "homography", "data": str(source), "revision": revision(), "versions": versions(), **figures}
+    report = {"benchmark": options.benchmark, "data": str(source), "revision": revision(), "versions": versions(),
+              **figures}
     text = json.dumps(report, indent=1) + "\n"
     try:
         if options.json is not None:
             options.json.write_text(text)
         if options.output is not None:
             (options.output / "results.json").write_text(text)
-            plot_curves(outcomes, options.output / "mma.png")
-            draw_worst(source, outcomes, options.output / "worst")
+            draw(options.output)
     except OSError as error:
         advice = "make room or give another folder"
         raise InputError(f"cannot write {error.filename or options.output} ({error.strerror}); {advice}") from error

@@ -22,7 +22,7 @@ _WORST = 3
 _WIDEST = 900  # pixels of one image in a picture
 GREEN, RED = (60, 200, 60), (40, 40, 230)  # BGR, of matches that are right and wrong
 _YELLOW, _WHITE = (0, 220, 255), (255, 255, 255)
-_STYLES = ("-", "--", ":", "-.")
+STYLES = ("-", "--", ":", "-.")
 
 
 def plot_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
@@ -44,7 +44,7 @@ def plot_curves(outcomes: Sequence[Outcome], path: Path) -> bool:
         for axes, panel in zip(row, panels):
             for number, (spec, summary) in enumerate(outcome.summaries.items()):
                 means, errors = np.nan_to_num([summary[panel][f"MMA@{limit}"] for limit in CURVE]).T
-                line, = axes.plot(CURVE, means, label=names[spec], linestyle=_STYLES[number // 10 % len(_STYLES)])
+                line, = axes.plot(CURVE, means, label=names[spec], linestyle=STYLES[number // 10 % len(STYLES)])
                 axes.fill_between(CURVE, means - errors, means + errors, color=line.get_color(), alpha=0.12)
             axes.set(title=f"{panel} ({outcome.setting.preset})", xlabel="threshold (pixels)", ylim=(0, 1))
             axes.grid(alpha=0.3)
@@ -87,18 +87,12 @@ def _picture(pair: HomographyPair, spec: str, setting: Setting, title: list[str]
     text = [*title, f"{len(pairs)} mutual matches: {right.sum()} within 3 px of the truth (green), "
                     f"{len(pairs) - right.sum()} wrong (red, thinned where many); yellow: the left image's frame"]
     drawn = _side_by_side(pair, pairs, right)
-    return np.vstack([_text(text, drawn.shape[1]), drawn])
+    return np.vstack([caption(text, drawn.shape[1]), drawn])
 
 
 def _side_by_side(pair: HomographyPair, pairs: Matched, right: np.ndarray) -> np.ndarray:
     split = pair.image0.shape[1]
-    scale = min(1.0, _WIDEST / max(split, pair.image1.shape[1]))
-    height = max(pair.image0.shape[0], pair.image1.shape[0])
-    canvas = np.zeros((height, split + pair.image1.shape[1], 3), np.uint8)
-    for image, left in ((pair.image0, 0), (pair.image1, split)):
-        colored = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-        canvas[: image.shape[0], left : left + image.shape[1]] = colored
-    canvas = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    canvas, scale = beside(pair.image0, pair.image1)
     frame = warp_points(pair.homography, view_corners(*pair.image0.shape[:2]))
     if np.isfinite(frame).all() and np.abs(frame).max() < 1e4:
         outline = canvas[:, round(split * scale):]  # a view: lines end where the right image does
@@ -111,7 +105,19 @@ def _side_by_side(pair: HomographyPair, pairs: Matched, right: np.ndarray) -> np
     return canvas
 
 
-def _text(lines: Sequence[str], width: int) -> np.ndarray:
+def beside(image0: np.ndarray, image1: np.ndarray) -> tuple[np.ndarray, float]:
+    """Two images, H×W×3 BGR or H×W uint8, side by side, and what both were scaled by to fit."""
+    split = image0.shape[1]
+    scale = min(1.0, _WIDEST / max(split, image1.shape[1]))
+    canvas = np.zeros((max(image0.shape[0], image1.shape[0]), split + image1.shape[1], 3), np.uint8)
+    for image, left in ((image0, 0), (image1, split)):
+        colored = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        canvas[: image.shape[0], left : left + image.shape[1]] = colored
+    return cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), scale
+
+
+def caption(lines: Sequence[str], width: int) -> np.ndarray:
+    """Lines of text as a picture of this width."""
     strip = np.zeros((22 * len(lines) + 10, width, 3), np.uint8)
     for number, line in enumerate(lines):
         plain = line.encode("ascii", "replace").decode()  # all that OpenCV's fonts have

@@ -87,22 +87,23 @@ def _group_rows(outcome: Outcome, group: str) -> Iterator[list[str]]:
     columns, names = outcome.setting.protocol.columns, labels(list(outcome.summaries))
     wholes = _wholes(outcome)
     for spec, summary in outcome.summaries.items():
-        yield [group, names[spec], *(_number(summary[group][column][0]) for column in columns)]
+        yield [group, names[spec], *(number(summary[group][column][0]) for column in columns)]
         if group in wholes:
-            yield ["", "  ±", *(_number(summary[group][column][1]) for column in columns)]
+            yield ["", "  ±", *(number(summary[group][column][1]) for column in columns)]
     if group == MEAN:
         baseline = names[next(iter(outcome.summaries))]
         for spec, summary in outcome.differences.items():
             yield ["difference", f"{names[spec]} − {baseline}",
-                   *(_number(summary[group][column][0], "+") for column in columns)]
-            yield ["", "  ±", *(_number(summary[group][column][1]) for column in columns)]
+                   *(number(summary[group][column][0], "+") for column in columns)]
+            yield ["", "  ±", *(number(summary[group][column][1]) for column in columns)]
     for table in outcome.published:
         for name, figures in table.groups.get(group, {}).items():
             known = dict(zip(table.columns, figures))
-            yield [group, f"published: {name}", *(_number(known.get(column, math.nan)) for column in columns)]
+            yield [group, f"published: {name}", *(number(known.get(column, math.nan)) for column in columns)]
 
 
-def _number(value: float, sign: str = "") -> str:
+def number(value: float, sign: str = "") -> str:
+    """As tables show it; nothing to tell is –."""
     if not math.isfinite(value):
         return "–"
     return f"{value:{sign}.0f}" if abs(value) >= 20 else f"{value:{sign}.3f}"

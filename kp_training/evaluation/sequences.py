@@ -19,35 +19,41 @@ SPLITS = {"i_": "illumination", "v_": "viewpoint"}
 
 @dataclass(frozen=True)
 class Size:
-    """What images are brought to: stretched to width × height, or by their short side, or (all 0) left as they are.
+    """What images are brought to: stretched to width × height, or by one of their sides, or (all 0) left as they are.
 
     short: aspect kept, the long side rounded up to a multiple of 8; the second image gets the first one's size.
+    long: aspect kept, the short side rounded.
     """
 
     width: int = 0
     height: int = 0
     short: int = 0
+    long: int = 0
 
     def of(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """(width, height) for an image of `shape` (height, width, …)."""
         if self.short:
             height, width = (max(self.short, int(-(-side * self.short // min(shape[:2])))) for side in shape[:2])
             return -(-width // 8) * 8, -(-height // 8) * 8
+        if self.long:
+            height, width = (round(side * self.long / max(shape[:2])) for side in shape[:2])
+            return width, height
         return (self.width, self.height) if self.width else (shape[1], shape[0])
 
     def __str__(self) -> str:
-        return f"short{self.short}" if self.short else f"{self.width}x{self.height}" if self.width else "full"
+        side = f"short{self.short}" if self.short else f"long{self.long}" if self.long else "full"
+        return f"{self.width}x{self.height}" if self.width else side
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """Of ``640x480``, ``short480`` or ``full``; InputError for anything else."""
+        """Of ``640x480``, ``short480``, ``long1600`` or ``full``; InputError for anything else."""
         if text == "full":
             return FULL
-        found = re.fullmatch(r"(?:(\d{2,5})[x×](\d{2,5})|short(\d{2,5}))", text)
+        found = re.fullmatch(r"(?:(\d{2,5})[x×](\d{2,5})|short(\d{2,5})|long(\d{2,5}))", text)
         sides = [int(side or 0) for side in found.groups()] if found else []
         if not found or min(side for side in sides if side) < 32:
             raise InputError(f"--size {text}: expected WIDTHxHEIGHT of at least 32 each, as in 640x480, "
-                             "or short480, or full")
+                             "or short480, long1600, or full")
         return cls(*sides)
 
 
@@ -121,12 +127,12 @@ def load_pairs(sequence: Path, loading: Loading) -> Iterator[HomographyPair]:
     """Pairs (1, k) of a sequence folder; InputError for an image or homography that cannot be read."""
     original = _load_image(_image_file(sequence, "1"), loading)
     first_size = loading.size.of(original.shape)
-    first, first_scale = _resize(original, first_size, loading)
+    first, first_scale = resize(original, first_size, loading)
     for file in homography_files(sequence):
         name = file.name.removeprefix("H_1_")
         original = _load_image(_image_file(sequence, name), loading)
         size = first_size if loading.size.short else loading.size.of(original.shape)
-        second, second_scale = _resize(original, size, loading)
+        second, second_scale = resize(original, size, loading)
         homography = _load_homography(file)
         if loading.plain_scaling:
             homography = np.diag([*second_scale, 1]) @ homography @ np.diag([*(1 / first_scale), 1])
@@ -150,7 +156,7 @@ def _load_image(file: Path, loading: Loading) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if loading.gray else image
 
 
-def _resize(image: np.ndarray, size: tuple[int, int], loading: Loading) -> tuple[np.ndarray, np.ndarray]:
+def resize(image: np.ndarray, size: tuple[int, int], loading: Loading) -> tuple[np.ndarray, np.ndarray]:
     """The image at (width, height) `size`, and its (x, y) scale."""
     scale = np.array(size) / image.shape[1::-1]
     if (scale == 1).all():
