@@ -41,6 +41,17 @@ class AtomicCheckpoints(TorchCheckpointIO):
         os.replace(beside, path)
 
 
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """`checkpoint` at `path`, whole or not at all; InputError where it cannot be written."""
+    beside = Path(f"{path}.writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, beside)
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path} could not be written ({str(error).splitlines()[0]}); give another place") from error
+
+
 class Run:
     """One training run and where it lives.
 
@@ -192,16 +203,20 @@ def load_network(method: Method, checkpoint: Mapping[str, Any]) -> tuple[Stage, 
     return stage, network
 
 
+def trained_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's averaged weights by name, or its last where none are kept."""
+    state = checkpoint["state_dict"]
+    prefix = "average." if any(key.startswith("average.") for key in state) else "network."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
 def load_trained(network: nn.Module, checkpoint: Mapping[str, Any], source: object) -> None:
     """Put a checkpoint's averaged weights, or its last where none are kept, into `network`.
 
     Raises InputError, naming `source`, where they do not fit.
     """
-    state = checkpoint["state_dict"]
-    prefix = "average." if any(key.startswith("average.") for key in state) else "network."
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
-        network.load_state_dict(own)
+        network.load_state_dict(trained_weights(checkpoint))
     except RuntimeError as error:
         raise InputError(f"{source}: the weights do not fit {type(network).__name__} "
                          f"({' '.join(str(error).split())[:160]} …); they are of another network or version") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from torch.utils.data import DataLoader, Sampler
 from kp_frontend.errors import InputError
 from kp_frontend.resources import cache_folder
 from kp_training.callbacks import Keeper, Progress, ignore_interrupt
+from kp_training.data import open_scenes
 from kp_training.data.images import Images
 from kp_training.methods.base import Context, Stage
 from kp_training.runs import AtomicCheckpoints, Run, load_checkpoint, load_network
@@ -274,8 +276,14 @@ def context_of(run: Run, stage: Stage, machine: Machine, images: Images) -> Cont
         _, network = load_network(run.method, load_checkpoint(run.kept(name)))
         return network.eval().to(device)
 
+    def initial(network: nn.Module) -> bool:
+        if run.initial is not None:
+            load_initial(network, run.initial)
+        return run.initial is not None
+
     items = config.steps * config.batch_size * config.accumulate * machine.processes
-    return Context(images, config.seed, device, on_device, cache_folder("labels"), trained, items)
+    scenes = functools.partial(open_scenes, run.data)
+    return Context(images, config.seed, device, on_device, cache_folder("labels"), trained, items, scenes, initial)
 
 
 def _channels_last(values: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 import yaml
@@ -25,11 +27,12 @@ from kp_training.data.photos import PhotoFolder, is_held_out
 from kp_training.data.procedural import ProceduralImages
 from kp_training.methods import METHODS
 from kp_training.methods.kp2d import Kp2d
-from kp_training.runs import load_checkpoint
+from kp_training.runs import load_checkpoint, load_network, open_run, trained_weights
 from kp_training.training import EndlessBatches
 from kp_training.validation import Validation
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ROOT / "models" / "kp2d_compact"
 SMALL = ["network=compact", "height=64", "width=64", "batch_size=2", "workers=0", "save_every=2", "log_every=1",
          "warmup=2", "validation_pairs=2", "validate_every=4"]
 
@@ -245,6 +248,35 @@ def test_training_goes_on_from_another_runs_weights(tmp_path, capsys):
     assert "holds no weights that CompactNet reads" in capsys.readouterr().err
 
 
+def test_weights_alone_start_a_run_and_are_exported(finished, tmp_path, capsys):
+    """A checkpoint for others holds the averaged weights, nothing that only resuming needs, and no folder."""
+    whole, slim = load_checkpoint(finished), tmp_path / "models" / "slim.ckpt"
+    assert main(["export", str(finished), "--output", str(slim)]) == 0
+    assert "train --init" in capsys.readouterr().out
+    kept = load_checkpoint(slim)
+    assert set(kept) == {"kp_training", "global_step", "state_dict"}
+    assert {name.removeprefix("network.") for name in kept["state_dict"]} == set(trained_weights(whole))
+    assert all(torch.equal(values, kept["state_dict"][f"network.{name}"])
+               for name, values in trained_weights(whole).items())
+    for words in (["--output", tmp_path / "whole.onnx"], ["--output", tmp_path / "slim.onnx"]):
+        source = finished if words[1].stem == "whole" else slim
+        assert main(["export", str(source), *map(str, words)]) == 0
+    models = [onnx.load(tmp_path / f"{name}.onnx").graph.initializer for name in ("whole", "slim")]
+    assert [tensor.raw_data for tensor in models[0]] == [tensor.raw_data for tensor in models[1]]
+
+
+def test_shipped_weights_are_the_shipped_models():
+    """`models/kp2d_compact.ckpt`, to start from, and `models/kp2d_compact.onnx`, to run, hold one network."""
+    run, checkpoint = open_run(SHIPPED.with_suffix(".ckpt")), load_checkpoint(SHIPPED.with_suffix(".ckpt"))
+    stage, network = load_network(run.method, checkpoint)
+    image = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = stage.deployed(network).eval()(image)
+    shipped = onnxruntime.InferenceSession(SHIPPED.with_suffix(".onnx")).run(None, {"image": image.numpy()})
+    for found, expected in zip(ours, shipped, strict=True):
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
 def test_full_disk_keeps_the_checkpoint_before(tmp_path):
     """A limit on the size of files stands for a disk that takes no more."""
     run = tmp_path / "run"
@@ -382,8 +414,9 @@ def finished(tmp_path_factory):
     (["--method", "kp2d", "ema=1"], "ema=1: expected 0 (none) or a decay below 1"),
     (["--method", "kp2d", "first.steps=1"], "unknown setting 'first.steps'; choose one of:"),
     (["--method", "kp2d", "--init", "{tmp}/none.pth"], "no weight file"),
-    (["--method", "kp2d", "--data", "video:x"], "unknown data source 'video'; choose one of: photos, procedural"),
-    (["--method", "kp2d", "--data", "procedural:few"], "procedural:few: expected a number of images"),
+    (["--method", "kp2d", "--data", "video:x"],
+     "unknown data source 'video'; choose one of: photos, posed, procedural, rooms"),
+    (["--method", "kp2d", "--data", "procedural:few"], "procedural:few: expected a number, as in"),
     (["--method", "kp2d", "--data", "photos:{tmp}/none"], "is no folder; give a folder of photographs"),
     (["--method", "kp2d", "--data", "photos:{tmp}"], "holds no photograph for training (0 image files, 0 usable)"),
     (["--method", "kp2d", "--config", "{tmp}/none.yaml"], "no config file"),

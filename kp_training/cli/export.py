@@ -1,4 +1,7 @@
-"""``export``: a trained run as an ONNX file with metadata, checked against PyTorch before it is written."""
+"""``export``: a trained run as an ONNX file with metadata, checked against PyTorch before it is written.
+
+Or as a checkpoint of the weights alone, for others to start from.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,13 @@ def main(argv: Sequence[str]) -> int:
     if options.top_k is not None:
         raise InputError("--top-k asks for the sparse profile, which this version does not export; leave it out: "
                          "the dense profile takes top_k at run time")
-    if options.output.suffix != ".onnx":
-        raise InputError(f"--output {options.output}: expected a file name that ends in .onnx")
+    if options.output.suffix not in (".onnx", ".ckpt"):
+        raise InputError(f"--output {options.output}: expected a file name that ends in .onnx, or in .ckpt for weights "
+                         "to start another run from")
     if options.settings and not options.method:
         raise InputError(f"{options.settings[0]}: settings go with --method; a run has its own")
+    if options.output.suffix == ".ckpt":
+        return _write_weights(options)
     from kp_training.deployment import metadata_of
     from kp_training.export.onnx import export_onnx
     from kp_training.runs import git_revision
@@ -65,6 +71,24 @@ def _trained(path: Path) -> Source:
     return Source(run.name, run.method, network, metrics, ", ".join(_without_folders(spec) for spec in run.data))
 
 
+def _write_weights(options: argparse.Namespace) -> int:
+    """The averaged weights of a run, without what only resuming needs, and without folders of this machine."""
+    from kp_training.runs import load_checkpoint, trained_weights, write_checkpoint
+
+    if options.method:
+        raise InputError("--output FILE.ckpt writes the weights of a run; leave --method out")
+    checkpoint = load_checkpoint(options.run)
+    about = checkpoint["kp_training"]
+    about["data"] = [_without_folders(spec) for spec in about["data"]]
+    about["init"] = about["init"] and Path(about["init"]).name
+    weights = {f"network.{name}": values for name, values in trained_weights(checkpoint).items()}
+    write_checkpoint({"kp_training": about, "global_step": checkpoint["global_step"], "state_dict": weights},
+                     options.output)
+    print(f"{options.output}: {about['method']}, stage {about['stage']}, {options.output.stat().st_size / 1e6:.2f} MB; "
+          f"start from it with: python -m kp_training train --init {options.output} …")
+    return 0
+
+
 def _published(options: argparse.Namespace) -> Source:
     """A weight file as its authors published it, in the network of --method."""
     from kp_training.cli.train import parse_settings
@@ -83,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="run folder or checkpoint file; with --method: a weight file that its authors published")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of --method, as for train")
     parser.add_argument("--method", help="method whose published weight file is given")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE",
+                        help="FILE.onnx for the runtime, or FILE.ckpt: the weights alone, for train --init")
     parser.add_argument("--check-image", type=Path, metavar="DIR", help="photographs to check against PyTorch on")
     parser.add_argument("--licence", default="", help="licence of the weights, for the metadata")
     parser.add_argument("--data", default="", help="what it was trained on, for the metadata; default: the data specs")

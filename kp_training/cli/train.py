@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 EXAMPLES = """examples:
   python -m kp_training train --method kp2d                                on built-in images, nothing to fetch
   python -m kp_training train --method superpoint --data photos:DIR network=compact joint.steps=20000
+  python -m kp_training train --method pos_feat --data posed:DIR           on your own recording, images and poses
   python -m kp_training train --method silk --settings                     what can be set, with defaults
   torchrun --nproc-per-node 4 -m -- kp_training train --method kp2d --data photos:DIR --run DIR    four GPUs"""
 
@@ -81,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train all stages of a method; every setting has the paper's default.")
     parser.add_argument("--method", help=f"method to train: {', '.join(METHODS)}")
     parser.add_argument("--data", action="append", metavar="SPEC", default=[],
-                        help="photos:FOLDER or procedural[:COUNT]; may be repeated; default: procedural")
+                        help="photos:FOLDER or procedural[:COUNT] for images, posed:PATH (a scene folder of any "
+                             "layout, a folder of such, or a bag) or rooms[:COUNT] for scenes; may be repeated; "
+                             "default: procedural, and rooms where a method learns from scenes")
     parser.add_argument("--config", type=Path, help="YAML file of settings, below those of the command line")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the run; default: runs/METHOD-DATE")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue this run exactly where it stopped")
