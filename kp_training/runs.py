@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pickle
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from kp_frontend.settings import read_settings
 from kp_training.methods import find_method
 from kp_training.methods.base import Method, Stage
 from kp_training.train_config import TrainConfig
+from kp_training.weights import load_trained, read_weights
 
 CONFIG, LAST, BEST, METRICS = "config.yaml", "last.ckpt", "best.ckpt", "metrics.json"
 
@@ -178,17 +178,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def read_weights(file: Path) -> Any:
-    """What a PyTorch file holds, of plain values and tensors only; InputError where it is anything else."""
-    if not file.is_file():
-        raise InputError(f"no weight file {file}")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{file} cannot be read as a checkpoint ({reason}); train again or give another") from error
-
-
 def load_network(method: Method, checkpoint: Mapping[str, Any]) -> tuple[Stage, nn.Module]:
     """The stage that a checkpoint is of, and its network: the averaged weights, or the last where none are kept.
 
@@ -201,25 +190,6 @@ def load_network(method: Method, checkpoint: Mapping[str, Any]) -> tuple[Stage, 
     network = stage.network()
     load_trained(network, checkpoint, method.variant)
     return stage, network
-
-
-def trained_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's averaged weights by name, or its last where none are kept."""
-    state = checkpoint["state_dict"]
-    prefix = "average." if any(key.startswith("average.") for key in state) else "network."
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-
-def load_trained(network: nn.Module, checkpoint: Mapping[str, Any], source: object) -> None:
-    """Put a checkpoint's averaged weights, or its last where none are kept, into `network`.
-
-    Raises InputError, naming `source`, where they do not fit.
-    """
-    try:
-        network.load_state_dict(trained_weights(checkpoint))
-    except RuntimeError as error:
-        raise InputError(f"{source}: the weights do not fit {type(network).__name__} "
-                         f"({' '.join(str(error).split())[:160]} …); they are of another network or version") from error
 
 
 def write_whole(path: Path, text: str) -> None:

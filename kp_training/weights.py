@@ -1,15 +1,16 @@
-"""Weights to start from: a checkpoint of ours, or a weight file as its authors published it."""
+"""Weights in files: of checkpoints of ours, and as their authors published them."""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kp_frontend.errors import InputError
-from kp_training.runs import load_trained, read_weights
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -40,3 +41,33 @@ def _unwrap(content: Any) -> dict[str, Tensor] | None:
         return None
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     return state or None
+
+
+def read_weights(file: Path) -> Any:
+    """What a PyTorch file holds, of plain values and tensors only; InputError where it is anything else."""
+    if not file.is_file():
+        raise InputError(f"no weight file {file}")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{file} cannot be read as a checkpoint ({reason}); train again or give another") from error
+
+
+def trained_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's averaged weights by name, or its last where none are kept."""
+    state = checkpoint["state_dict"]
+    prefix = "average." if any(key.startswith("average.") for key in state) else "network."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_trained(network: nn.Module, checkpoint: Mapping[str, Any], source: object) -> None:
+    """Put a checkpoint's averaged weights, or its last where none are kept, into `network`.
+
+    Raises InputError, naming `source`, where they do not fit.
+    """
+    try:
+        network.load_state_dict(trained_weights(checkpoint))
+    except RuntimeError as error:
+        raise InputError(f"{source}: the weights do not fit {type(network).__name__} "
+                         f"({' '.join(str(error).split())[:160]} …); they are of another network or version") from error

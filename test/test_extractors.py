@@ -189,6 +189,24 @@ def test_network_points_and_corners_share_descriptors(models, photo):
     assert (nearest <= 1).mean() > 0.7
 
 
+def test_network_describes_points_of_another_extractor(models, photo):
+    """As in the swaps of PoSFeat's table: one model's keypoints with another's descriptors."""
+    full = str(models / "full.onnx")
+    mask = np.ones(photo.shape[:2], np.uint8)
+    mask[:, :80] = 0
+    found = load_extractor(f"{full}:detector=orb,top_k=50").extract(photo, mask)
+    orb = load_extractor("orb", top_k=50).extract(photo, mask)
+    assert 0 < len(found) <= 50
+    np.testing.assert_array_equal(found.keypoints, orb.keypoints)
+    np.testing.assert_array_equal(found.scores, orb.scores)
+    itself = load_extractor(f"{full}:detector={full}").extract(photo)
+    own = load_extractor(full).extract(photo)
+    np.testing.assert_array_equal(itself.keypoints, own.keypoints)
+    np.testing.assert_array_equal(itself.descriptors, own.descriptors)
+    with pytest.raises(InputError, match="detector=nope is neither network or gftt nor an extractor: unknown features"):
+        load_extractor(f"{full}:detector=nope")
+
+
 def test_network_input_by_hand():
     from tiny_models import full_metadata
 
@@ -223,7 +241,7 @@ def test_a_model_of_fixed_size_refuses_others(models, photo):
     [
         ("sparse.onnx", "profile 'sparse'"),
         ("wrong_decoder.onnx", r"lacks the outputs \['offsets'\]"),
-        ("full.onnx:detector=fast", "detector=fast: expected one of: network, gftt"),
+        ("full.onnx:detector=fast", "detector=fast is neither network or gftt nor an extractor"),
         ("full.onnx:nms_radius=-1", "expected sizes ≥ 0"),
         ("cells.onnx:border=3", "decoder 'cells'"),
         ("full.onnx:backend=openvino", "not in this version"),

@@ -27,9 +27,10 @@ from kp_training.data.photos import PhotoFolder, is_held_out
 from kp_training.data.procedural import ProceduralImages
 from kp_training.methods import METHODS
 from kp_training.methods.kp2d import Kp2d
-from kp_training.runs import load_checkpoint, load_network, open_run, trained_weights
+from kp_training.runs import load_checkpoint, load_network, open_run
 from kp_training.training import EndlessBatches
 from kp_training.validation import Validation
+from kp_training.weights import trained_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "models" / "kp2d_compact"

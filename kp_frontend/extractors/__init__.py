@@ -36,7 +36,19 @@ def load_extractor(spec: str, top_k: int = 1000, backend: str = "auto", **option
     if name in EXTRACTORS:
         kind, build = EXTRACTORS[name]
         return build(spec, read_settings(name, kind, values))
-    return learned.load(spec, _model_path(name), values)
+    return learned.load(spec, _model_path(name), values, *_other_detector(values))
+
+
+def _other_detector(values: dict[str, Any]) -> list[Extractor]:
+    """The extractor that the option ``detector`` of a learned one names, if it does."""
+    detector = values.get("detector", "network")
+    if detector in learned.DETECTORS:
+        return []
+    try:
+        return [load_extractor(detector, values["top_k"], values["backend"])]
+    except InputError as error:
+        own = " or ".join(learned.DETECTORS)
+        raise InputError(f"detector={detector} is neither {own} nor an extractor: {error}") from None
 
 
 def _model_path(name: str) -> Path:

@@ -1,11 +1,11 @@
-"""A network's features: engine + decoder, or the network's descriptors at Shi-Tomasi corners."""
+"""A network's features: engine + decoder, or the network's descriptors at points that another detector finds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,14 +24,15 @@ from kp_frontend.settings import read_settings
 
 @dataclass(frozen=True)
 class LearnedOptions(EngineOptions):
-    """detector: who finds the points; the network always describes them.
+    """detector: who finds the points; the network always describes them.  ``network`` itself, ``gftt`` (Shi-Tomasi
+        corners), or any other extractor's name: ``orb``, another model (as in the swaps of PoSFeat's table).
 
     nms_radius (pixels), border (pixels), threshold (score): instead of the model's own; for ``network``.
     corner_radius, corner_block (pixels), corner_quality (share of the strongest corner): for ``gftt``. The block of 3
         finds corners more exactly than the usual 5 (graf: 1.1 px against 1.3).
     """
 
-    detector: Literal["network", "gftt"] = "network"
+    detector: str = "network"
     nms_radius: int | None = None
     border: int | None = None
     threshold: float | None = None
@@ -49,10 +50,11 @@ class LearnedOptions(EngineOptions):
 class LearnedExtractor:
     """A network behind an engine as an Extractor.
 
-    engine: may be shared; its `backend` and `metadata` tell what runs.
+    engine: may be shared; its `backend` and `metadata` tell what runs.  other: who finds the points, where the option
+    ``detector`` names another extractor.
     """
 
-    def __init__(self, name: str, engine: Engine, options: LearnedOptions) -> None:
+    def __init__(self, name: str, engine: Engine, options: LearnedOptions, other: Extractor | None = None) -> None:
         metadata = engine.metadata
         if metadata.profile != "dense":
             raise InputError(f"{name}: profile {metadata.profile!r} is not read yet; export with the dense profile")
@@ -62,7 +64,7 @@ class LearnedExtractor:
         if missing:
             raise InputError(f"{name}: the model lacks the outputs {sorted(missing)} of decoder {metadata.decoder!r}")
         self.name, self.metric, self.descriptor_size = name, metadata.metric, metadata.descriptor_size
-        self.engine, self.options = engine, options
+        self.engine, self.options, self._other = engine, options, other
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """See `Extractor.extract`."""
@@ -71,7 +73,8 @@ class LearnedExtractor:
             return Features.empty(self.descriptor_size, self.metric)
         outputs = self.engine.run(network_input(image, self.engine.metadata))
         view = View(image.shape[0], image.shape[1], mask)
-        keypoints, scores = DETECTORS[self.options.detector](self, outputs, image, view)
+        find = DETECTORS.get(self.options.detector, LearnedExtractor.points_of_other)
+        keypoints, scores = find(self, outputs, image, view)
         descriptors = self._decoder.describe(outputs, self.engine.metadata, self._parameters, keypoints)
         return Features(keypoints, scores, descriptors, self.metric)
 
@@ -89,6 +92,13 @@ class LearnedExtractor:
         )
         return fit_peaks(strength, peaks), scores
 
+    def points_of_other(self, outputs: Any, image: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints and scores of another extractor."""
+        if self._other is None:
+            raise InputError(f"{self.name}: detector={self.options.detector} names an extractor that was not given")
+        found = self._other.extract(image, view.mask)
+        return found.keypoints, found.scores
+
 
 DETECTORS = {"network": LearnedExtractor.network_points, "gftt": LearnedExtractor.corners}
 
@@ -99,18 +109,18 @@ EXTRACTORS: dict[str, tuple[type[Options], Callable[..., Extractor]]] = {
 }
 
 
-def from_engine(name: str, engine: Engine, values: Mapping[str, Any]) -> Extractor:
+def from_engine(name: str, engine: Engine, values: Mapping[str, Any], *other: Extractor) -> Extractor:
     """The extractor that the decoder of the engine's model asks for.
 
-    name: what it is called in tables.  values: its options, as texts or Python values.
+    name: what it is called in tables.  values: its options, as texts or Python values.  other: see LearnedExtractor.
     Raises InputError for an unknown option or value, and for a model that it cannot use.
     """
     options, extractor = EXTRACTORS.get(engine.metadata.decoder, (LearnedOptions, LearnedExtractor))
-    return extractor(name, engine, read_settings(name, options, values))
+    return extractor(name, engine, read_settings(name, options, values), *other)
 
 
-def load(name: str, path: Path, values: Mapping[str, Any]) -> Extractor:
+def load(name: str, path: Path, values: Mapping[str, Any], *other: Extractor) -> Extractor:
     """The extractor of the model file `path`; see `from_engine`."""
     needed = {key: values[key] for key in ("backend", "threads") if key in values}
     options = read_settings(name, EngineOptions, needed)
-    return from_engine(name, open_engine(path, options.backend, options.threads), values)
+    return from_engine(name, open_engine(path, options.backend, options.threads), values, *other)

@@ -73,7 +73,8 @@ def _trained(path: Path) -> Source:
 
 def _write_weights(options: argparse.Namespace) -> int:
     """The averaged weights of a run, without what only resuming needs, and without folders of this machine."""
-    from kp_training.runs import load_checkpoint, trained_weights, write_checkpoint
+    from kp_training.runs import load_checkpoint, write_checkpoint
+    from kp_training.weights import trained_weights
 
     if options.method:
         raise InputError("--output FILE.ckpt writes the weights of a run; leave --method out")

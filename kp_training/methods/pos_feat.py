@@ -55,7 +55,7 @@ from kp_training.networks.pos_feat import (
     PosFeatNet,
     detecting_parts,
 )
-from kp_training.runs import read_weights
+from kp_training.weights import read_weights
 
 CELL = 8
 PAPER = {"schedule": "drop", "drop_factor": 0.1, "weight_decay": 0.0, "ema": 0.0, "warmup": 0, "clip": 0.0}
@@ -100,7 +100,9 @@ class PosFeatConfig:
     normalise: its loss is divided by the number of points, as in the paper; the code sums.
     pairs: ``rotation`` (viewing directions at most largest_rotation degrees apart), ``overlap`` (by depth), or auto:
     overlap where all scenes have depth.
-    style: auto is ``caps``, and ``camera`` for compact.  height, width: of the views, 0 = 480×640, for compact 256×320.
+    style: auto is ``caps``, and ``camera`` for compact.
+    height, width: of the views, 0 = the paper's 480×640, 240×320 on a CPU, where a step of the paper's takes minutes,
+    and 256×320 for compact.
     """
 
     model: int = 1
@@ -143,6 +145,7 @@ class Kind:
 
     build: (coarse level, stage's name) → network.  see: what it gives for B×C×H×W images.
     described, deployed: of a network that describes only, and of one that detects too.
+    views, cpu_views: height and width where the config leaves them open, on a GPU and on a CPU.
     shift: whether the cells begin anywhere.  training: of each stage.  decoding: of the decoder ``full``.
     """
 
@@ -153,6 +156,7 @@ class Kind:
     color: str
     style: str
     views: tuple[int, int]
+    cpu_views: tuple[int, int]
     shift: bool
     training: Mapping[str, dict[str, Any]]
     decoding: dict[str, Any]
@@ -191,7 +195,8 @@ class PosFeat:
 
     def _pairs(self, context: Context) -> PosedPairs:
         config, kind = self.config, self.kind
-        height, width = config.height or kind.views[0], config.width or kind.views[1]
+        views = kind.cpu_views if context.device.type == "cpu" else kind.views
+        height, width = config.height or views[0], config.width or views[1]
         scenes = context.scenes(height, width)
         choice = config.pairs
         if choice == "auto":
@@ -290,7 +295,7 @@ def _see_compact(maps: tuple[Tensor, Tensor, Tensor]) -> Seen:
 def _resolved_model(config: PosFeatConfig) -> Model:
     if 5 <= config.model <= 8:
         raise InputError(f"model={config.model}: models 5 to 8 are keypoints of one trained model with descriptors of "
-                         "another; train 1 to 4")
+                         "another: train and export both of 1 to 4, then use --features ONE.onnx:detector=OTHER.onnx")
     if config.model not in MODELS:
         raise unknown_name("model of pos_feat", config.model, MODELS)
     for name, choices in SWITCHES.items():
@@ -327,14 +332,14 @@ def _check_settings(config: PosFeatConfig, model: Model) -> None:
 
 KINDS = {
     "posfeat": Kind(
-        _build_posfeat, _see_posfeat, AtCorners, DeployedPosFeat, "rgb", "caps", (480, 640), shift=False,
+        _build_posfeat, _see_posfeat, AtCorners, DeployedPosFeat, "rgb", "caps", (480, 640), (240, 320), shift=False,
         # Joint training's numbers are not stated: those of describing.
         training={"describe": PAPER_DESCRIBE, "detect": PAPER_DETECT, "joint": PAPER_DESCRIBE},
         decoding={"nms_radius": 1, "border": 1, "refine_radius": 1, "threshold": 0.9},
     ),
     "compact": Kind(
-        _build_compact, _see_compact, DeployedCompact, DeployedCompact, "gray", "camera", (256, 320), shift=True,
-        training=dict.fromkeys(("describe", "detect", "joint"), COMPACT_TRAINING),
+        _build_compact, _see_compact, DeployedCompact, DeployedCompact, "gray", "camera", (256, 320), (256, 320),
+        shift=True, training=dict.fromkeys(("describe", "detect", "joint"), COMPACT_TRAINING),
         decoding={"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0},
     ),
 }
