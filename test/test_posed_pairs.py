@@ -23,18 +23,23 @@ from kp_training.geometry.warps import PosedView, Reprojection
 
 PLAIN = PosedPairConfig(most_overlap=1.0, style="off", height=60, width=70)
 TURNED = replace(PLAIN, view_share=1.0)
+CLOSE = replace(PLAIN, closest=2.5)
 
 
 def batch_of(*items: PosedBatch) -> PosedBatch:
     return PosedBatch(*map(torch.stack, zip(*items)))
 
 
-@pytest.mark.parametrize(("aspect", "zoom", "roll"), [
-    ("crop", 1.0, None), ("stretch", 1.0, None), ("crop", 1.3, 0.0), ("crop", 0.7, 1.2), ("stretch", 1.1, -0.6)])
-def test_a_views_numbers_fit_its_pixels(aspect, zoom, roll):
+@pytest.mark.parametrize(("aspect", "zoom", "roll", "middle"), [
+    ("crop", 1.0, None, None), ("stretch", 1.0, None, None), ("crop", 1.3, 0.0, None), ("crop", 0.7, 1.2, None),
+    ("stretch", 1.1, -0.6, None), ("crop", 2.0, None, (80.0, 40.0)), ("stretch", 1.7, 0.8, (50.5, 61.25))])
+def test_a_views_numbers_fit_its_pixels(aspect, zoom, roll, middle):
     scene = plane_scene(3, step=0.3)
     frame, config = scene[2], replace(PLAIN, aspect=aspect)
-    view = make_view(frame, config, np.random.default_rng(0), zoom, roll)
+    middle = middle and np.array(middle)
+    view = make_view(frame, config, np.random.default_rng(0), zoom, roll, middle)
+    if middle is not None:
+        np.testing.assert_allclose(warp_points(view.view_from_frame, middle[None]), [[34.5, 29.5]], atol=1e-9)
     points = np.random.default_rng(1).uniform([-1, -1, 2], [1, 1, 4], (50, 3))
     seen = transform(invert(frame.world_from_camera), points) @ frame.intrinsics.T
     seen_in_view = transform(invert(view.world_from_view), points) @ view.intrinsics.T
@@ -60,7 +65,8 @@ def test_the_warp_of_two_views_of_a_plane_is_its_homography(zoom, roll):
 
 def test_views_show_what_their_warp_says():
     scene = plane_scene(4, 192, 256)
-    items = [PosedPairs([scene], config, 0)[n] for config in (PLAIN, TURNED) for n in range(6)]
+    configs = (PLAIN, TURNED, CLOSE, replace(CLOSE, view_share=1.0))
+    items = [PosedPairs([scene], config, 0)[n] for config in configs for n in range(6)]
     batch = batch_of(*items)
     warped = batch.warp()(pixel_grid(60, 70).reshape(1, -1, 2).expand(len(items), -1, -1))
     there = sample(batch.image1.float(), warped.points)[..., 0]
@@ -69,6 +75,20 @@ def test_views_show_what_their_warp_says():
     for values, others, visible in zip(difference, elsewhere, warped.visible):
         assert visible.float().mean() > 0.25
         assert values[visible].median() < 0.4 * others[visible].median()
+
+
+def test_closer_views_show_the_same_place_and_stay_in_their_frames():
+    scene = plane_scene(4, 192, 256)
+    items = [PosedPairs([scene], replace(PLAIN, closest=closest), 0)[n] for closest in (1.0, 2.5) for n in range(12)]
+    batch = batch_of(*items)
+    assert batch.mask0.all()
+    assert batch.mask1.all()
+    focal = batch.intrinsics0[:, 0, 0] / batch.intrinsics0[0, 0, 0]
+    assert (focal[:12] == 1).all()
+    assert 1 < focal[12:].min() < focal[12:].max() < 2.6
+    middle = batch.warp()(torch.tensor([34.5, 29.5]).expand(len(items), 1, 2))
+    off = (middle.points[12:, 0] - torch.tensor([34.5, 29.5])).abs()
+    assert (off < 1).all(1).float().mean() > 0.6  # else the second frame's border is near
 
 
 def test_depth_is_never_a_mean_of_two_surfaces():

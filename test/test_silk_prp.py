@@ -65,15 +65,17 @@ def test_aug():
     assert method.variant == "unpadded-64-aug"
 
 
-@pytest.mark.parametrize(("settings", "device", "size"), [
-    ({}, "cuda", (480, 640)), ({}, "cpu", (240, 320)), ({"channels": 16}, "cuda", (240, 320)),
-    ({"network": "compact"}, "cuda", (192, 256)), ({"height": 64, "width": 96}, "cuda", (64, 96)),
+@pytest.mark.parametrize(("settings", "device", "size", "closest"), [
+    ({}, "cuda", (480, 640), 1), ({}, "cpu", (240, 320), 1), ({"channels": 16}, "cuda", (240, 320), 1),
+    ({"network": "compact"}, "cuda", (192, 256), 2), ({"height": 64, "width": 96}, "cuda", (64, 96), 1),
+    ({"network": "compact", "closest": 1.5}, "cpu", (192, 256), 1.5),
 ])
-def test_sizes(settings, device, size):
+def test_sizes(settings, device, size, closest):
+    """Frames are rendered as much larger than the views as the views come closer."""
     asked = []
     config = _method(**settings).stages()[0].dataset(_context(device=device, asked=asked)).config
-    assert asked == [size]
-    assert (config.height, config.width) == size
+    assert asked == [(closest * size[0], closest * size[1])]
+    assert (config.height, config.width, config.closest) == (*size, closest)
 
 
 def test_frames_in_no_order_are_paired_by_overlap(tmp_path, monkeypatch):

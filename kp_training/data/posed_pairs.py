@@ -70,6 +70,9 @@ class PosedPairConfig:
         an overlap of at least least_overlap, were all that is seen as far away as where the optical axes cross).
     style: photometric style of ``augment``.  color: ``gray`` or ``rgb``.  height, width: of the views in pixels.
     aspect: ``crop`` (the largest part of the frame of the view's aspect, drawn anew for each view) or ``stretch``.
+    closest: both views show a part of their frame, up to so many times larger than the whole would be: anywhere in the
+        first, in the second about what the middle of the first shows (where its depth is known, else anywhere), so
+        that frames larger than the views are also seen at the scale that the network meets them at.
     view_share: share of pairs whose second view is another one from the same place: zoomed by `zoom_low` to
         `zoom_high`, rolled by up to `roll` degrees either way (the Aug variant of silk_prp: .7, .7 to 1.3, 90).
     """
@@ -85,6 +88,7 @@ class PosedPairConfig:
     height: int = 240
     width: int = 320
     aspect: str = "crop"
+    closest: float = 1.0
     view_share: float = 0.0
     zoom_low: float = 0.7
     zoom_high: float = 1.3
@@ -162,11 +166,15 @@ class PosedPairs(Dataset):
 
     def _make(self, indices: list[int], frames: list[PosedFrame], rng: np.random.Generator) -> PosedBatch:
         config = self.config
-        zoom, roll = 1.0, None
+        zoom, roll, closer, middles = 1.0, None, 1.0, [None, None]
         if rng.random() < config.view_share:
             zoom = rng.uniform(config.zoom_low, config.zoom_high)
             roll = np.radians(rng.uniform(-config.roll, config.roll))
-        views = [make_view(frames[0], config, rng), make_view(frames[1], config, rng, zoom, roll)]
+        if config.closest > 1:
+            closer = config.closest ** rng.random()
+            middles = _common_middles(frames, closer, rng)
+        views = [make_view(frames[0], config, rng, closer, None, middles[0]),
+                 make_view(frames[1], config, rng, closer * zoom, roll, middles[1])]
         images = [to_channels(apply_style(view.image, config.style, rng)) for view in views]
         view1_from_view0 = invert(views[1].world_from_view) @ views[0].world_from_view
         labels = [self._labels(index, view.view_from_frame) for index, view in zip(indices, views)]
@@ -185,11 +193,29 @@ class PosedPairs(Dataset):
         return torch.from_numpy(draw_labels(points, strengths, height, width))
 
 
+def _common_middles(frames: Sequence[PosedFrame], closer: float, rng: np.random.Generator) -> list[np.ndarray]:
+    """Pixels of both frames for the middles of views `closer` times as large, that stay within the frames."""
+    sizes = [np.array(frame.image.shape[1::-1]) for frame in frames]
+    room = 0.5 / closer
+    middles = [rng.uniform(room, 1 - room, 2) * size - 0.5 for size in sizes]
+    x, y = np.rint(middles[0]).astype(int)
+    depth = 0.0 if frames[0].depth is None else frames[0].depth[y, x]
+    if depth > 0:
+        second_from_first = invert(frames[1].world_from_camera) @ frames[0].world_from_camera
+        point = np.linalg.inv(frames[0].intrinsics) @ [*middles[0], 1.0] * depth
+        seen = frames[1].intrinsics @ (second_from_first[:3, :3] @ point + second_from_first[:3, 3])
+        if seen[2] > 0:
+            middles[1] = np.clip(seen[:2] / seen[2], room * sizes[1] - 0.5, (1 - room) * sizes[1] - 0.5)
+    return middles
+
+
 def make_view(
-    frame: PosedFrame, config: PosedPairConfig, rng: np.random.Generator, zoom: float = 1.0, roll: float | None = None
+    frame: PosedFrame, config: PosedPairConfig, rng: np.random.Generator, zoom: float = 1.0, roll: float | None = None,
+    middle: np.ndarray | None = None,
 ) -> View:
     """A view of a frame as `config` asks for; with `roll`, that of a camera turned by so many radians clockwise about
-    its optical axis, with `zoom` times its focal length and the same point in its middle.
+    its optical axis, with `zoom` times its focal length and the same point, or the frame's pixel `middle`, in its
+    middle.
 
     Neither changes depth along z.  The image is shrunk by area; depth is that of the nearest pixel, never a mean.
     """
@@ -204,8 +230,10 @@ def make_view(
     if roll is not None:
         turn[:3, :3] = so3_exp(np.array([0, 0, roll]))
         view_from_resized = intrinsics @ turn[:3, :3].T @ np.linalg.inv(intrinsics)
-        middle = (corner + target / 2) * resized / fitted - 0.5
-        view_from_resized[:2, 2] += (target - 1) / 2 - warp_points(view_from_resized, middle[None])[0]
+    if roll is not None or middle is not None:
+        kept = (corner + target / 2) / fitted if middle is None else (middle + 0.5) / size
+        moved = warp_points(view_from_resized, kept[None] * resized - 0.5)[0]
+        view_from_resized[:2, 2] += (target - 1) / 2 - moved
     view_from_frame = view_from_resized @ scale_homography(np.eye(3), np.ones(2), resized / size)
     depth = np.zeros(frame.image.shape[:2], np.float32) if frame.depth is None else frame.depth
     depth, mask = (_nearest(values, view_from_frame, target) for values in (depth, np.ones(depth.shape, np.uint8)))

@@ -27,6 +27,7 @@ from kp_training.methods.silk import PAPER_CHANNELS, REDUCED_POSITIONS, SharedCo
 PAPER_SIDES = (480, 640)
 REDUCED_SIDES = (240, 320)
 COMPACT_SIDES = (192, 256)
+COMPACT_CLOSEST = 2.0
 AUG_SHARE = 0.7
 LEAST_PRECISION = 0.25
 
@@ -38,6 +39,8 @@ class SilkPrpConfig(SharedConfig):
     choice: of the pairs of frames, see PosedPairConfig: ``offset``, ``overlap`` or ``rotation``; auto is the paper's
     offset where the frames of all scenes are in order, and overlap elsewhere.  least_offset, most_offset: in frames.
     aug: the paper's Aug; 7 of 10 second views are zoomed by 0.7 to 1.3 and rolled by up to 90° either way.
+    closest: see PosedPairConfig; frames are rendered as much larger.  0 = 2 for compact, so that its views are as sharp
+    as what it will meet, and 1, the paper's.
     skip_poor: steps count nothing in which no pair's two pixels are each other's best match, or fewer than 1 in 4 of
     those that the detector calls keypoints are.  The public code does so by figures that do not ask whether a match is
     right.  These do, and no step would count of a network that knows nothing yet; hence off.  Silk only.
@@ -55,6 +58,7 @@ class SilkPrpConfig(SharedConfig):
     least_offset: int = 70
     most_offset: int = 149
     aug: bool = False
+    closest: float = 0.0
     skip_poor: bool = False
 
     def __post_init__(self) -> None:
@@ -63,6 +67,8 @@ class SilkPrpConfig(SharedConfig):
         if not 1 <= self.least_offset <= self.most_offset:
             raise InputError(f"least_offset={self.least_offset}, most_offset={self.most_offset}: expected at least 1 "
                              "and no less than that")
+        if self.closest and self.closest < 1:
+            raise InputError(f"closest={self.closest:g}: expected at least 1, or 0 for auto")
         if self.skip_poor and self.network != "silk":
             raise InputError(f"skip_poor=true: expected network=silk with it, got network={self.network}")
 
@@ -82,14 +88,15 @@ class SilkPrp(Silk):
         config = self.config
         sides = COMPACT_SIDES if self.kind.corners else PAPER_SIDES if self._whole(context.device) else REDUCED_SIDES
         height, width = config.height or sides[0], config.width or sides[1]
-        scenes = context.scenes(height, width)
+        closest = config.closest or (COMPACT_CLOSEST if self.kind.corners else 1.0)
+        scenes = context.scenes(round(closest * height), round(closest * width))
         if flat := [scene.name for scene in scenes if not scene.has_depth]:
             raise InputError(f"{', '.join(flat)}: no depth, which silk_prp needs; leave them out, or train pos_feat, "
                              "which does without")
         by_order = "offset" if all(scene.ordered for scene in scenes) else "overlap"
         pairs = PosedPairConfig(
             choice=by_order if config.choice == "auto" else config.choice, least_offset=config.least_offset,
-            most_offset=config.most_offset, style=self.style, height=height, width=width,
+            most_offset=config.most_offset, style=self.style, height=height, width=width, closest=closest,
             view_share=AUG_SHARE if config.aug else 0.0,
         )
         return PosedPairs(scenes, pairs, context.seed, self.corners(SceneFrames(scenes), context.cache))
