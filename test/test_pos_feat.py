@@ -95,8 +95,16 @@ def test_scores_in_training_are_those_of_evaluation():
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
+def test_no_gradient_goes_from_scores_into_descriptors():
+    network, image = PosFeatNet(), torch.rand(2, 3, 32, 48)
+    network(image).scores.square().sum().backward()
+    assert all(values.grad is None for part in (network.description.up1, network.description.fine)
+               for values in part.parameters())
+    assert all(values.grad is not None for values in network.detection.parameters())
+
+
 def test_what_is_frozen_stays():
-    network = PosFeatNet(frozen=True).train()
+    network = PosFeatNet(frozen=True)  # the loop trains networks as they are built
     assert network.training
     assert not any(part.training for part in network.description.modules())
     assert all(part.training for part in network.detection.modules())
@@ -105,7 +113,7 @@ def test_what_is_frozen_stays():
     assert all(torch.equal(values, kept[name]) for name, values in network.description.state_dict().items())
     assert all(values.grad is None for values in network.description.parameters())
 
-    compact = DetectingCompact().train()
+    compact = DetectingCompact()
     before = {name: values.clone() for name, values in compact.state_dict().items()}
     sum(values.sum() for values in compact(torch.rand(1, 1, 32, 32))).backward()
     changed = {name.split(".")[0] for name, values in compact.state_dict().items()
@@ -582,6 +590,7 @@ def test_pairs_are_views_of_scenes(depth, choice):
 
     dataset = method.stages()[0].dataset(_context(scenes=scenes))
     assert (dataset.config.choice, dataset.config.aspect, dataset.config.color) == (choice, "stretch", "rgb")
+    assert dataset.config.least_parallax > 0
     assert sizes == [(64, 96)]
     batch = default_collate([dataset[0], dataset[1]])
     assert batch.image0.shape == (2, 3, 64, 96)

@@ -10,7 +10,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from posed_scenes import Frames, make_scene, moving_poses, plane_homography, plane_scene, wall_scene
+from posed_scenes import (
+    Frames,
+    Rectangle,
+    make_scene,
+    moving_poses,
+    plane_homography,
+    plane_scene,
+    texture,
+    wall_scene,
+)
 
 from kp_frontend.errors import InputError
 from kp_frontend.geometry import invert, so3_exp, transform
@@ -185,7 +194,7 @@ def test_the_distance_of_a_scene():
 def test_pairs_by_pose_alone_look_at_the_same_and_have_parallax():
     poses = np.concatenate([circle(7, 2.0, 1.5), circle(7, 2.0, 1.5)[2:3]])
     scene = make_scene("circle", [], poses, 48, 64, depth=False)
-    config = replace(PLAIN, choice="rotation", largest_rotation=30.0)  # neighbours: 14.3° apart
+    config = replace(PLAIN, choice="rotation", largest_rotation=30.0, least_parallax=0.02)  # neighbours: 14.3° apart
     pairs = {tuple(pair) for pair in PosedPairs([scene], config, 0).pairs[0].tolist()}
     assert {(i, i + 1) for i in range(6)} | {(i, i + 2) for i in range(5)} == {pair for pair in pairs if 7 not in pair}
     assert {pair for pair in pairs if 7 in pair} == {(0, 7), (1, 7), (3, 7), (4, 7)}  # not (2, 7): the same place
@@ -205,14 +214,21 @@ def test_cameras_back_to_back_share_nothing():
 
 @pytest.mark.parametrize(("count", "least", "most"), [(200, 70, 149), (100, 47, 99), (2, 1, 1)])
 def test_pairs_by_offset(count, least, most):
-    scene = replace(make_scene("still", [], moving_poses(1, 0), 8, 8), poses=np.tile(np.eye(4), (count, 1, 1)),
-                    names=tuple(map(str, range(count))))
+    still = make_scene("still", [], moving_poses(1, 0), 8, 8, depth=False)
+    scene = replace(still, poses=np.tile(np.eye(4), (count, 1, 1)), names=tuple(map(str, range(count))))
     pairs = PosedPairs([scene], replace(PLAIN, choice="offset"), 0).pairs[0]
     offsets = pairs[:, 1] - pairs[:, 0]
     assert (offsets.min(), offsets.max()) == (least, most)
     assert len(np.unique(pairs, axis=0)) == len(pairs) == sum(count - k for k in range(least, most + 1))
     assert pairs.min() == 0
     assert pairs.max() == count - 1
+
+
+def test_frames_that_see_nothing_of_each_other_are_no_pairs_by_offset():
+    config = replace(PLAIN, choice="offset", least_offset=1, most_offset=3)
+    assert len(PosedPairs([plane_scene(5)], config, 0).pairs[0]) == 9
+    with pytest.raises(InputError, match="frames 1 to 2 apart see nothing of each other by their depth"):
+        PosedPairs([plane_scene(3, step=20)], replace(config, most_offset=2), 0)
 
 
 def test_pairs_by_overlap_are_those_within_the_limits():
@@ -222,6 +238,20 @@ def test_pairs_by_overlap_are_those_within_the_limits():
     expected = [(i, j) for i in range(8) for j in range(i + 1, 8) if 0.5 <= min(overlap[i, j], overlap[j, i]) <= 0.8]
     assert 3 < len(expected) < 28
     assert [tuple(pair) for pair in pairs.tolist()] == expected
+
+
+def test_pairs_by_overlap_have_parallax_where_it_is_asked_for():
+    """The third camera stands where the first does, and looks a little elsewhere."""
+    poses = moving_poses(3, 0.4)
+    poses[2] = poses[0]
+    poses[2, :3, :3] = so3_exp(np.array([0, 0.15, 0]))
+    wall = Rectangle(np.array([0, 0, 3.0]), np.eye(3)[:2], (np.inf, np.inf), texture(0))
+    scene = make_scene("turning", [wall], poses, 48, 64)
+    assert len(PosedPairs([scene], PLAIN, 0).pairs[0]) == 3
+    config = replace(PLAIN, least_parallax=0.02)
+    assert PosedPairs([scene], config, 0).pairs[0].tolist() == [[0, 1], [1, 2]]
+    with pytest.raises(InputError, match="cameras must be 200% of the scene's distance apart"):
+        PosedPairs([scene], replace(PLAIN, least_parallax=2), 0)
 
 
 def test_an_item_depends_on_the_seed_and_its_number_alone():
@@ -278,7 +308,7 @@ def test_what_cannot_be_paired_is_said_with_its_numbers(caplog):
         PosedPairs([plane_scene()], replace(PLAIN, choice="near"), 0)
     opposite = replace(apart, poses=circle(3, 1, 2 * np.pi))
     with pytest.raises(InputError, match=r"of its 3 pairs, 1 look within 80° .* and 1 of these"):
-        PosedPairs([opposite], replace(PLAIN, choice="rotation"), 0)
+        PosedPairs([opposite], replace(PLAIN, choice="rotation", least_parallax=0.02), 0)
 
 
 def test_labels_are_drawn_where_the_points_are_seen():

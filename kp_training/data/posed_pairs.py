@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.geometry import invert, so3_exp
@@ -26,9 +26,9 @@ from kp_training.geometry.warps import PosedView, Reprojection
 
 MOST_FRAMES = 1500
 """Of a scene, evenly spread, of which the overlap of all pairs is computed."""
-LEAST_PARALLAX = 0.02
-"""Least distance between the cameras of a pair chosen by pose, in distances to the scene."""
 ATTEMPTS = 100
+LOOKED_AT = 16
+"""Pairs by offset of which some must see the same."""
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +66,10 @@ class PosedPairConfig:
 
     choice: ``overlap`` (of what both frames see, by depth, between least_overlap and most_overlap), ``offset``
         (frames between least_offset and most_offset apart, either way; in proportion less in shorter scenes), or
-        ``rotation`` (by pose alone: viewing directions at most largest_rotation degrees apart, at some distance, and
-        an overlap of at least least_overlap, were all that is seen as far away as where the optical axes cross).
+        ``rotation`` (by pose alone: viewing directions at most largest_rotation degrees apart, and an overlap of at
+        least least_overlap, were all that is seen as far away as where the optical axes cross).
+    least_parallax: least distance between the cameras of a pair by overlap or rotation, in distances to the scene
+        (`scene_distance`), for who learns from epipolar lines: without a baseline they are those of the poses' errors.
     style: photometric style of ``augment``.  color: ``gray`` or ``rgb``.  height, width: of the views in pixels.
     aspect: ``crop`` (the largest part of the frame of the view's aspect, drawn anew for each view) or ``stretch``.
     closest: both views show a part of their frame, up to so many times larger than the whole would be: anywhere in the
@@ -83,6 +85,7 @@ class PosedPairConfig:
     least_offset: int = 70
     most_offset: int = 149
     largest_rotation: float = 80.0
+    least_parallax: float = 0.0
     style: str = "camera"
     color: str = "gray"
     height: int = 240
@@ -115,7 +118,7 @@ class PosedPairs(Dataset):
     A scene is drawn by the square root of how many pairs it has, then one of its pairs, then which frame comes first.
     points: running index of a frame (``SceneFrames``) → N×3 float32 (x, y, strength in (0, 1]) in the frame's pixels,
     that the labels are drawn from; None for no labels.
-    A frame that cannot be read is counted (`unreadable`), said once, and another pair takes its place.
+    A frame that cannot be read is counted (`unreadable`), and another pair takes its place.
     Raises InputError where no two frames go together.
     """
 
@@ -161,8 +164,15 @@ class PosedPairs(Dataset):
         except InputError as error:
             if index not in self.unreadable:
                 self.unreadable.add(index)
-                log.warning("%s; another pair takes its place (%d such frames)", error, len(self.unreadable))
+                self._say(error, len(self.unreadable))
             return None
+
+    @staticmethod
+    def _say(error: InputError, count: int) -> None:
+        """Of the first such frame, the tenth and so on, and by one loader process of all."""
+        worker = get_worker_info()
+        if (worker is None or worker.id == 0) and str(count).strip("0") == "1":
+            log.warning("%s; another pair takes its place (frames that could not be read: %d)", error, count)
 
     def _make(self, indices: list[int], frames: list[PosedFrame], rng: np.random.Generator) -> PosedBatch:
         config = self.config
@@ -266,11 +276,12 @@ def _by_overlap(scene: PosedScene, config: PosedPairConfig) -> Chosen:
     frames = _spread(len(scene))
     overlap = depth_overlap(scene, frames, cache_folder("overlap"))
     mutual = np.minimum(overlap, overlap.T)
-    pairs = _pairs_where((mutual >= config.least_overlap) & (mutual <= config.most_overlap), frames)
+    met = (mutual >= config.least_overlap) & (mutual <= config.most_overlap)
+    pairs = _pairs_where(met & _apart(scene.poses[frames], config), frames)
     others = mutual[~np.eye(len(frames), dtype=bool)]
     seen = f"{others.min():.0%} to {others.max():.0%}" if len(others) else "that of no two"
     return pairs, (f"the overlap of its frames is {seen}, expected {config.least_overlap:.0%} to "
-                   f"{config.most_overlap:.0%} (least_overlap, most_overlap)")
+                   f"{config.most_overlap:.0%} (least_overlap, most_overlap){_distance_asked(config)}")
 
 
 def _by_offset(scene: PosedScene, config: PosedPairConfig) -> Chosen:
@@ -283,22 +294,45 @@ def _by_offset(scene: PosedScene, config: PosedPairConfig) -> Chosen:
     first = np.arange(len(scene))[:, None]
     second = first + offsets
     pairs = np.column_stack([np.broadcast_to(first, second.shape)[second <= last], second[second <= last]])
+    if len(pairs) and scene.has_depth and not _share_anything(scene, pairs):
+        return pairs[:0].astype(np.int32), (f"frames {offsets[0]} to {offsets[-1]} apart see nothing of each other by "
+                                            "their depth (are the poses and the unit of depth right?)")
     return pairs.astype(np.int32), f"it has {len(scene)} frames, expected 2 or more"
+
+
+def _share_anything(scene: PosedScene, pairs: np.ndarray) -> bool:
+    """Whether of some P×2 pairs of frames, evenly spread, any two see the same by depth."""
+    some = pairs[np.unique(np.linspace(0, len(pairs) - 1, LOOKED_AT).round().astype(np.int64))]
+    frames, places = np.unique(some, return_inverse=True)
+    overlap = depth_overlap(scene, frames, cache_folder("overlap"))
+    first, second = places.reshape(-1, 2).T
+    return bool((np.minimum(overlap, overlap.T)[first, second] > 0).any())
 
 
 def _by_rotation(scene: PosedScene, config: PosedPairConfig) -> Chosen:
     frames = _spread(len(scene))
     poses = scene.poses[frames]
-    centres, axes = poses[:, :3, 3], poses[:, :3, 2]
+    axes = poses[:, :3, 2]
     turned = axes @ axes.T >= np.cos(np.radians(config.largest_rotation)) - 1e-9
-    distances = np.linalg.norm(centres[:, None] - centres, axis=-1)
     overlap = pose_overlap(scene, frames)
     met = turned & (np.minimum(overlap, overlap.T) >= config.least_overlap)
-    pairs = _pairs_where(met & (distances > LEAST_PARALLAX * scene_distance(poses)), frames)
+    pairs = _pairs_where(met & _apart(poses, config), frames)
     others = ~np.eye(len(frames), dtype=bool)
     return pairs, (f"of its {others.sum() // 2} pairs, {(turned & others).sum() // 2} look within "
                    f"{config.largest_rotation:g}° of each other (largest_rotation) and {(met & others).sum() // 2} of "
-                   f"these may share {config.least_overlap:.0%} of what they see (least_overlap)")
+                   f"these may share {config.least_overlap:.0%} of what they see (least_overlap)"
+                   f"{_distance_asked(config)}")
+
+
+def _apart(poses: np.ndarray, config: PosedPairConfig) -> np.ndarray:
+    """M×M bool: which of M×4×4 cameras have parallax."""
+    distances = np.linalg.norm(poses[:, None, :3, 3] - poses[:, :3, 3], axis=-1)
+    return distances >= config.least_parallax * scene_distance(poses)
+
+
+def _distance_asked(config: PosedPairConfig) -> str:
+    return (f"; cameras must be {config.least_parallax:.0%} of the scene's distance apart (least_parallax)"
+            if config.least_parallax else "")
 
 
 def _spread(count: int) -> np.ndarray:

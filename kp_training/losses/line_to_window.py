@@ -1,7 +1,8 @@
 """PoSFeat's line-to-window search: descriptors learn from poses alone ("Decoupling makes …", CVPR 2022, section 3.2).
 
 A point seeks itself first on its epipolar line, then in a window round the best place there; where the window says
-that it is, should be on the line.
+that it is, should be on the line.  The code scales pixels by the width less 1 and samples as if by the width, up to
+half a pixel off at the borders; here both are by the width (``geometry.sampling``).
 """
 
 from __future__ import annotations

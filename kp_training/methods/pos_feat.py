@@ -11,8 +11,9 @@ Trained jointly both are one stage, ``joint``; with ``detector=sift`` the first 
 Depth is never looked at; where scenes have it, it may choose pairs that see the same.
 
 ``network=compact`` is ours for small machines.  All of it learns to describe; then its score layers and its
-reliability learn to detect, together, since the product of both is what ranks its points.  A cell draws one of its
-pixels or nothing from one softmax, as compact's scores are made to be read, on a grid that begins anywhere.
+reliability learn to detect, together, since the product of both is what ranks its points, on a grid that begins
+anywhere.  What a cell draws it keeps with a chance of one half or more, as in the paper's network: free to draw
+nothing, a detector with descriptors of a few minutes learned to draw nothing at all.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from kp_frontend.extractors.residual import find_detector, point_inputs
 from kp_training.augment import STYLES
 from kp_training.data.posed_pairs import PosedBatch, PosedPairConfig, PosedPairs
 from kp_training.geometry.epipolar import EpipolarViews, fundamental_matrix
+from kp_training.geometry.sampling import to_cells
 from kp_training.losses.coarse_to_fine import Levels, coarse_to_fine_loss
-from kp_training.losses.detection import shift_grid, with_dustbin
+from kp_training.losses.detection import shift_grid
 from kp_training.losses.line_to_window import line_to_window_loss
 from kp_training.losses.policy_gradient import (
     Reward,
@@ -55,9 +57,12 @@ from kp_training.networks.pos_feat import (
     PosFeatNet,
     detecting_parts,
 )
+from kp_training.settings import check_least, check_names, check_sides
 from kp_training.weights import read_weights
 
 CELL = 8
+LEAST_PARALLAX = 0.02
+"""Between the cameras of a pair, in distances to the scene [ours]: nearer ones have epipolar lines of noise."""
 PAPER = {"schedule": "drop", "drop_factor": 0.1, "weight_decay": 0.0, "ema": 0.0, "warmup": 0, "clip": 0.0}
 # The paper's own SGD at 1e-3 does not converge for its code, which has Adam at 1e-4.
 PAPER_DESCRIBE = PAPER | {"steps": 100_000, "batch_size": 8, "learning_rate": 1e-4, "drop_at": 0.9}
@@ -97,12 +102,12 @@ class PosFeatConfig:
     window: see ``line_to_window_loss``; 0 = 0.1, or CAPS's 0.125 of coarse_to_fine.  line_samples: on an epipolar line.
     farthest: pixels off the line beyond which a point is not counted.  cycle_weight: of coming back, in coarse_to_fine.
     reward, wrong, tolerance (pixels), penalty: of the detector, see ``policy_gradient``.
-    normalise: its loss is divided by the number of points, as in the paper; the code sums.
+    normalise: its loss is divided by the number of points, as in the paper; the code sums, at the same learning rate.
     pairs: ``rotation`` (viewing directions at most largest_rotation degrees apart), ``overlap`` (by depth), or auto:
     overlap where all scenes have depth.
     style: auto is ``caps``, and ``camera`` for compact.
     height, width: of the views, 0 = the paper's 480×640, 240×320 on a CPU, where a step of the paper's takes minutes,
-    and 256×320 for compact.
+    and 256×320 for compact; farthest and tolerance are pixels of the views at any size.
     """
 
     model: int = 1
@@ -194,6 +199,7 @@ class PosFeat:
                      self.kind.training[name], start=start)
 
     def _pairs(self, context: Context) -> PosedPairs:
+        """Of all pairs that may be; the paper has up to 5000 a scene, and drops those of fewer than 2000 candidates."""
         config, kind = self.config, self.kind
         views = kind.cpu_views if context.device.type == "cpu" else kind.views
         height, width = config.height or views[0], config.width or views[1]
@@ -202,8 +208,8 @@ class PosFeat:
         if choice == "auto":
             choice = "overlap" if all(scene.has_depth for scene in scenes) else "rotation"
         style = kind.style if config.style == "auto" else config.style
-        pairs = PosedPairConfig(choice=choice, largest_rotation=config.largest_rotation, style=style, color=kind.color,
-                                height=height, width=width, aspect="stretch")
+        pairs = PosedPairConfig(choice=choice, largest_rotation=config.largest_rotation, least_parallax=LEAST_PARALLAX,
+                                style=style, color=kind.color, height=height, width=width, aspect="stretch")
         return PosedPairs(scenes, pairs, context.seed)
 
     def _describe(self, run: Run, network: nn.Module, batch: PosedBatch) -> dict[str, Tensor]:
@@ -215,7 +221,7 @@ class PosFeat:
         return self._detection_losses(seen, network.stride, views_of(batch))
 
     def _join(self, run: Run, network: nn.Module, batch: PosedBatch) -> dict[str, Tensor]:
-        """Both at once; the weights, and that the detector's gradient reaches the descriptors, are not stated."""
+        """Both at once; the weights are not stated, nor that the descriptors learn from the chances of matches."""
         seen, views = self.kind.see(run(network, torch.cat(images_to_float(batch)))), views_of(batch)
         description = self._description_losses(seen, network.stride, views)
         detection = self._detection_losses(seen, network.stride, views)
@@ -287,7 +293,9 @@ def _see_compact(maps: tuple[Tensor, Tensor, Tensor]) -> Seen:
 
     def policy(origin: tuple[int, int]) -> Tensor:
         trust = F.interpolate(reliability, scale_factor=CompactNet.stride, mode="bilinear", align_corners=False)
-        return with_dustbin(shift_grid(logits + 2 * F.logsigmoid(trust), origin, CELL), CELL)[:, :-1]
+        scores = F.instance_norm(logits + 2 * F.logsigmoid(trust))  # as posfeat's last layer does
+        cells = to_cells(shift_grid(scores, origin, CELL), CELL)
+        return cells.log_softmax(1) + F.logsigmoid(F.softplus(cells))
 
     return Seen(policy, descriptors, None)
 
@@ -298,33 +306,22 @@ def _resolved_model(config: PosFeatConfig) -> Model:
                          "another: train and export both of 1 to 4, then use --features ONE.onnx:detector=OTHER.onnx")
     if config.model not in MODELS:
         raise unknown_name("model of pos_feat", config.model, MODELS)
-    for name, choices in SWITCHES.items():
-        if getattr(config, name) not in ("auto", *choices):
-            raise unknown_name(f"pos_feat {name}", getattr(config, name), ("auto", *choices))
+    check_names(config, {name: ("auto", *choices) for name, choices in SWITCHES.items()}, "pos_feat")
     own = {name: getattr(config, name) for name in SWITCHES if getattr(config, name) != "auto"}
     return MODELS[config.model]._replace(**own)
 
 
 def _check_settings(config: PosFeatConfig, model: Model) -> None:
-    tables = {"network": KINDS, "pairs": CHOICES, "style": ("auto", *STYLES)}
-    for name, table in tables.items():
-        if getattr(config, name) not in table:
-            raise unknown_name(f"pos_feat {name}", getattr(config, name), table)
+    check_names(config, {"network": KINDS, "pairs": CHOICES, "style": ("auto", *STYLES)}, "pos_feat")
     if model.training == "joint" and model.detector == "sift":
         raise InputError("training=joint with detector=sift: there is no detector to train with the descriptors; leave "
                          "one of the two out")
     if config.network == "compact" and (model.description == "coarse_to_fine" or config.backbone_weights):
         raise InputError("description=coarse_to_fine and backbone_weights apply to network=posfeat only: compact has "
                          "no second level and no ResNet")
-    multiple = CompactNet.size_multiple if config.network == "compact" else PosFeatNet.size_multiple
-    for name in ("height", "width"):
-        side = getattr(config, name)
-        if side and (side < 64 or side % multiple):
-            raise InputError(f"{name}={side}: expected a multiple of {multiple}, of at least 64, or 0 for auto")
-    leasts = {"line_samples": 2, "penalty": 0, "cycle_weight": 0, "window": 0}
-    for name, least in leasts.items():
-        if getattr(config, name) < least:
-            raise InputError(f"{name}={getattr(config, name):g}: expected at least {least}")
+    network = CompactNet if config.network == "compact" else PosFeatNet
+    check_sides(config, ("height", "width"), network.size_multiple)
+    check_least(config, {"line_samples": 2, "penalty": 0, "cycle_weight": 0, "window": 0})
     for name in ("farthest", "tolerance", "largest_rotation"):
         if getattr(config, name) <= 0:
             raise InputError(f"{name}={getattr(config, name):g}: expected more than 0")
@@ -335,6 +332,7 @@ KINDS = {
         _build_posfeat, _see_posfeat, AtCorners, DeployedPosFeat, "rgb", "caps", (480, 640), (240, 320), shift=False,
         # Joint training's numbers are not stated: those of describing.
         training={"describe": PAPER_DESCRIBE, "detect": PAPER_DETECT, "joint": PAPER_DESCRIBE},
+        # On HPatches; there images are cut to multiples of 16, where our runtime pads them.
         decoding={"nms_radius": 1, "border": 1, "refine_radius": 1, "threshold": 0.9},
     ),
     "compact": Kind(

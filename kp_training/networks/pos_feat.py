@@ -71,8 +71,9 @@ class DescriptionNet(nn.Module):
 class DetectionNet(nn.Module):
     """RGB B×3×H×W in [0, 1] and DescriptionMaps → scores, B×1×H×W ≥ 0.  628,930 parameters.
 
-    Norms are of an image and without weights; both activations are one.  Which of the stem's maps the paper
-    means is unstated: here the pooled one, which is as large as the descriptors'.
+    Norms are of an image and without weights; both activations are one.  No gradient goes back into the descriptors,
+    as in the code, in joint training either.  Which of the stem's maps the paper means is unstated: here the pooled
+    one, which is as large as the descriptors'.
     In training, what is of the image's size is made again for the gradient, view by view: six pairs of 480×640 would
     else want 20 GB.
     """
@@ -86,7 +87,7 @@ class DetectionNet(nn.Module):
         self.activation = nn.PReLU()
 
     def forward(self, image: Tensor, maps: DescriptionMaps) -> Tensor:
-        mixed = self.activation(F.instance_norm(self.mix(torch.cat([maps.fine, maps.stem], 1))))
+        mixed = self.activation(F.instance_norm(self.mix(torch.cat([maps.fine.detach(), maps.stem], 1))))
         if not (self.training and torch.is_grad_enabled()):
             return self._finish(image, mixed)
         views = zip(image.split(1), mixed.split(1))
@@ -118,6 +119,7 @@ class PosFeatNet(nn.Module):
         self.detection = DetectionNet() if detects else None
         self.frozen = frozen
         self.description.requires_grad_(not frozen)
+        self.train()  # the loop trains a network in the mode that it was built in
 
     def train(self, mode: bool = True) -> PosFeatNet:
         super().train(mode)
@@ -146,6 +148,7 @@ class DetectingCompact(CompactNet):
         self.requires_grad_(False)
         for part in detecting_parts(self):
             part.requires_grad_(True)
+        self.train()
 
     def train(self, mode: bool = True) -> DetectingCompact:
         super().train(False)
