@@ -20,10 +20,10 @@ from kp_training.losses.heat_map import heat_map_loss
 from kp_training.methods import find_method
 from kp_training.methods.base import Context
 from kp_training.methods.sedm import Sedm, SedmConfig
-from kp_training.methods.sedm_networks import KINDS, Deployed
+from kp_training.methods.sedm_networks import KINDS
 from kp_training.networks.compact import CompactNet
 from kp_training.networks.sedm import Describer, SedmDetector, SedmNet, keep_frozen, settle
-from kp_training.networks.superpoint import SuperPointNet, scores_of_cells
+from kp_training.networks.superpoint import Deployed, SuperPointNet, scores_of_cells
 
 CPU = torch.device("cpu")
 SMALL = SedmConfig(rounds=2, frame_height=96, frame_width=128, height=64, width=64, pair_height=64, pair_width=96,
@@ -173,6 +173,24 @@ def test_settling_gives_norms_the_images_statistics():
     torch.testing.assert_close(after.std((0, 2, 3)), torch.ones(65), rtol=0.4, atol=0.1)
 
 
+def test_settling_does_not_hang_on_the_number_of_threads():
+    """The first round's labels are found by these numbers, bit by bit."""
+    before, images = torch.get_num_threads(), torch.rand(4, 1, 96, 128)
+    settled = []
+    try:
+        for threads in (1, 2, 3):
+            torch.manual_seed(0)
+            network = SedmDetector()
+            torch.set_num_threads(threads)
+            settle(network, images)
+            assert torch.get_num_threads() == threads
+            settled.append(network.state_dict())
+    finally:
+        torch.set_num_threads(before)
+    for other in settled[1:]:
+        assert all(torch.equal(values, other[name]) for name, values in settled[0].items())
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_rounds_and_descriptors_train_and_export(name, tmp_path):
     """em1, em2 and describe, a step each: every stage begins where it should and changes only what it should."""
@@ -207,6 +225,27 @@ def test_rounds_and_descriptors_train_and_export(name, tmp_path):
     assert made[1].shape == (1, nets["describe"].descriptor_size, 12, 16)
     for ours, theirs in zip(expected, made):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_no_depth_is_no_word_on_points(tmp_path):
+    """describe: whether there is a point where a view has no depth counts nothing, as in the rounds."""
+    stage = Sedm(replace(SMALL, network="compact")).stages()[-1]
+    dataset = stage.dataset(_context(tmp_path, {"em2": CompactNet().eval()}))
+    batch = torch.utils.data.default_collate([dataset[0]])
+    for view in "01":
+        depth, labels = torch.full((1, 64, 96), 2.0), torch.zeros(1, 64, 96, dtype=torch.uint8)
+        depth[..., 48:] = 0
+        batch = batch._replace(**{f"depth{view}": depth, f"labels{view}": labels})
+    outputs = torch.randn(2, 1, 64, 96), torch.randn(2, 64, 8, 12), torch.randn(2, 1, 8, 12)
+
+    def detector(**labels) -> float:
+        torch.manual_seed(0)  # the grid of cells
+        return float(stage.losses(lambda *_: outputs, CompactNet(), batch._replace(**labels))["detector"])
+
+    for view in "01":
+        unseen, seen = batch.labels0.clone(), batch.labels0.clone()
+        unseen[0, 30, 70], seen[0, 30, 30] = 255, 255
+        assert detector(**{f"labels{view}": unseen}) == detector() != detector(**{f"labels{view}": seen})
 
 
 def test_cold_rounds_start_from_random_weights(tmp_path):
@@ -258,7 +297,7 @@ def test_compact_keeps_the_descriptors_it_was_given(tmp_path):
     assert len(stages) == 1
     assert _changed(network, before) == {"score_half", "score_quarter", "score_eighth", "score"}
     with pytest.raises(InputError, match="trunk=false keeps the layers of --init"):
-        stages[0].dataset(_context(tmp_path))
+        stages[0].start(stages[0].network(), _context(tmp_path))
 
 
 def test_first_expectation_is_that_of_the_initial_weights(tmp_path):
@@ -345,7 +384,7 @@ def test_paper():
 
 def test_deployed_probabilities():
     network = SedmNet().eval()
-    scores, descriptors = Deployed(network, KINDS["superpoint"], 2)(torch.rand(1, 1, 16, 24))
+    scores, descriptors = Deployed(network, KINDS["superpoint"].scores, 2)(torch.rand(1, 1, 16, 24))
     assert scores.shape == (1, 1, 16, 24)
     assert descriptors.shape == (1, 256, 2, 3)
     assert float(F.unfold(scores, 8, stride=8).sum(1).max()) < 1

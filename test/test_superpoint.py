@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ from kp_training.geometry.warps import HomographyWarp
 from kp_training.losses import superpoint as losses
 from kp_training.methods import find_method
 from kp_training.methods.base import Context
-from kp_training.methods.superpoint import KINDS, Deployed, SuperPoint, SuperPointConfig
-from kp_training.networks.superpoint import PUBLISHED, MagicPointNet, SuperPointNet, scores_of_cells
+from kp_training.methods.superpoint import KINDS, SuperPoint, SuperPointConfig
+from kp_training.networks.superpoint import PUBLISHED, Deployed, MagicPointNet, SuperPointNet, scores_of_cells
 
 IDENTITY = torch.eye(3)[None]
 
@@ -360,6 +361,58 @@ def test_each_stage_is_taught_by_the_one_before(tmp_path):
     assert asked == ["magicpoint", "round1", "round2"]
 
 
+def _as_checkpoint(network, file: Path) -> str:
+    """A file as a run of ours writes it."""
+    state = {f"network.{name}": values for name, values in network.state_dict().items()}
+    torch.save({"kp_training": {}, "state_dict": state}, file)
+    return str(file)
+
+
+@pytest.mark.parametrize("network", KINDS)
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_teacher_in_place_of_the_stages_before_the_last(tmp_path, network, warm):
+    """One stage; the file's network labels, as the stage before would have; warm, the stage starts from it."""
+    config = SuperPointConfig(network=network, height=64, width=96, warps=2, adapt_height=64, adapt_width=96,
+                              adapt_fewest=0)
+    before = SuperPoint(config).stages()
+    taught = before[-1].network().eval()
+    file = _as_checkpoint(taught, tmp_path / "teacher.ckpt")
+    (joint,) = SuperPoint(replace(config, teacher=file, warm=warm)).stages()
+    assert joint.name == "joint"
+    assert joint.training == before[-1].training
+    context = _context(cache=tmp_path)  # that knows no earlier stage
+    ours, usual = joint.dataset(context), before[-1].dataset(_context({"round1": taught}, cache=tmp_path / "usual"))
+    for number in range(2):
+        assert ours[number].labels0.any()
+        assert torch.equal(ours[number].labels0, usual[number].labels0)
+    module = joint.network()
+    if warm:
+        joint.start(module, context)
+        assert all(torch.equal(values, taught.state_dict()[name]) for name, values in module.state_dict().items())
+    else:
+        assert joint.start is None
+
+
+def test_a_wrong_teacher_is_said_before_anything_is_labelled(tmp_path):
+    """A missing file, one that is none, another network's and another order of layers: one line each."""
+    text = tmp_path / "text.ckpt"
+    text.write_text("no weights")
+    compact = _as_checkpoint(KINDS["compact"].build("", True), tmp_path / "compact.ckpt")
+    published = tmp_path / "superpoint_v1.pth"
+    torch.save(_published(), published)
+    wrong = {str(tmp_path / "nowhere.ckpt"): "no weight file .*nowhere.ckpt",
+             str(text): "text.ckpt cannot be read as a checkpoint",
+             compact: "compact.ckpt: the weights do not fit SuperPointNet",
+             str(published): "use norm=none"}
+    for file, message in wrong.items():
+        (joint,) = SuperPoint(SuperPointConfig(teacher=file, warm=True)).stages()
+        for use in (joint.dataset, partial(joint.start, joint.network())):
+            with pytest.raises(InputError, match=message) as error:
+                use(_context(cache=tmp_path / "labels"))
+            assert "\n" not in str(error.value)
+    assert not (tmp_path / "labels").exists()
+
+
 def _context(trained=None, items: int = 4, cache: Path = Path("nowhere")) -> Context:
     return Context(ProceduralImages(6, (96, 128)), 3, torch.device("cpu"), False, cache, (trained or {}).__getitem__,
                    items)
@@ -390,7 +443,7 @@ def test_pairs_are_labelled_by_the_teacher_and_only_as_many_as_are_used(tmp_path
 
 def test_exported_superpoint_at_two_sizes(tmp_path):
     module = SuperPoint(SuperPointConfig()).stages()[-1].network().eval()
-    deployed, file = Deployed(module, KINDS["superpoint"], 2).eval(), str(tmp_path / "superpoint.onnx")
+    deployed, file = Deployed(module, KINDS["superpoint"].scores, 2).eval(), str(tmp_path / "superpoint.onnx")
     names = ["scores", "descriptors"]
     axes = {name: {2: f"{name}_height", 3: f"{name}_width"} for name in ("image", *names)}
     torch.onnx.export(deployed, (torch.rand(1, 1, 32, 48),), file, input_names=["image"], output_names=names,

@@ -121,6 +121,29 @@ def test_each_stage_is_taught_by_the_one_before(tmp_path, hyb):
     assert kinds == (["HomographyPairs", "HomographyPairs", "PosedPairs"] if hyb else ["PosedPairs"] * 3)
 
 
+def test_a_teacher_in_place_of_the_stages_before_the_last(tmp_path):
+    """It labels the frames of the only stage; a wrong file is said before any scene is rendered."""
+    teacher, file = SuperPointPrp(TINY).stages()[-1].network().eval(), tmp_path / "teacher.ckpt"
+    state = {f"network.{name}": values for name, values in teacher.state_dict().items()}
+    torch.save({"kp_training": {}, "state_dict": state}, file)
+    (joint,) = SuperPointPrp(replace(TINY, teacher=str(file), warm=True)).stages()
+    ours, context = joint.dataset(_context(cache=tmp_path)), _context({"round2": teacher}, cache=tmp_path / "usual")
+    usual = SuperPointPrp(TINY).stages()[-1].dataset(context)
+    assert len(ours.points.points) > 0
+    np.testing.assert_array_equal(ours.points.points, usual.points.points)
+    assert ours.config == usual.config
+    module = joint.network()
+    joint.start(module, _context())
+    assert torch.equal(module.descriptor[1][0].weight, teacher.descriptor[1][0].weight)
+
+    def scenes(height, width):
+        raise AssertionError("rendered")
+
+    (joint,) = SuperPointPrp(replace(TINY, teacher=str(tmp_path / "nowhere.ckpt"))).stages()
+    with pytest.raises(InputError, match=r"no weight file .*nowhere.ckpt"):
+        joint.dataset(replace(_context(), scenes=scenes))
+
+
 def test_pairs_have_the_labels_of_their_own_frames(tmp_path):
     """A frame's labels are where the teacher found something in it, whichever view it is."""
     method = SuperPointPrp(replace(TINY, style="off", adapt_fewest=0))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from kp_training.geometry.sampling import pixel_grid, sample, to_cells
 from kp_training.geometry.warps import Warp, hidden
@@ -71,21 +72,33 @@ class DenseDescriptorLoss:
 
         The code takes view 0 to be an unwarped image, valid everywhere; ours may show the photograph's end too.
         """
-        centres = cell_centres(descriptors0).expand(len(descriptors0), -1, -1)
-        warped = warp(centres)
-        same = torch.cdist(warped.points, centres, compute_mode="donot_use_mm_for_euclid_dist") <= self.near
-        lost = whole_cells(mask0) & (~warped.known | hidden(warped, mask1))
-        likeness = self.likeness(descriptors0, descriptors1, lost)
+        centres = cell_centres(descriptors0)
+        warped = warp(centres.expand(len(descriptors0), -1, -1))
+        whole0, whole1 = whole_cells(mask0), whole_cells(mask1)
+        lost = whole0 & (~warped.known | hidden(warped, mask1))
+        counted = whole0 & ~lost
+        first, second = (F.normalize(maps.flatten(2), dim=1).transpose(1, 2) for maps in (descriptors0, descriptors1))
+        # One pair at a time, and again for its gradient: the 4800² pairs of cells of 480×640 take a gigabyte.
+        totals = [checkpoint(self._total, *pair, centres, use_reentrant=False)
+                  for pair in zip(first, second, warped.points, lost, counted, whole1)]
+        number = (counted.sum(1) * whole1.sum(1)).sum()
+        return self.weight * sum(totals) / number.clamp_min(1)
+
+    def _total(
+        self, first: Tensor, second: Tensor, points: Tensor, lost: Tensor, counted0: Tensor, counted1: Tensor,
+        centres: Tensor,
+    ) -> Tensor:
+        """Sum of the hinges of N cells of view 0, at `points` in view 1, with M of view 1: N×D, M×D, N×2, N, N, M."""
+        same = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist") <= self.near
+        likeness = self._likeness(first, second, lost)
         hinges = torch.where(same, self.positive * F.relu(self.positive_margin - likeness),
                              F.relu(likeness - self.negative_margin))
-        valid = (whole_cells(mask0) & ~lost)[:, :, None] & whole_cells(mask1)[:, None]
-        return self.weight * masked_mean(hinges, valid)
+        return counted0.float() @ hinges @ counted1.float()
 
-    def likeness(self, descriptors0: Tensor, descriptors1: Tensor, lost: Tensor) -> Tensor:
-        """B×(h·w)×(h·w) cosines of view 0's cells (rows) with view 1's, normalised or not; 0 of `lost` rows."""
-        first, second = (F.normalize(maps.flatten(2), dim=1) for maps in (descriptors0, descriptors1))
-        cosines = (first.transpose(1, 2) @ second).masked_fill(lost[:, :, None], 0)
-        return F.normalize(F.normalize(F.relu(cosines), dim=2), dim=1) if self.normalise else cosines
+    def _likeness(self, first: Tensor, second: Tensor, lost: Tensor) -> Tensor:
+        """N×M cosines of view 0's cells (rows) with view 1's, normalised or not; 0 of `lost` rows."""
+        cosines = (first @ second.T).masked_fill(lost[:, None], 0)
+        return F.normalize(F.normalize(F.relu(cosines), dim=1), dim=0) if self.normalise else cosines
 
 
 @dataclass(frozen=True)
