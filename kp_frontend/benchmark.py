@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from kp_frontend.benchmark_report import show_targets, write_figures
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
 from kp_frontend.odometry import OdometryConfig
 from kp_frontend.pipeline import Frame, Frontend, Stopwatch
-from kp_frontend.replay import provenance
+from kp_frontend.progress import Progress, progress_bar
 from kp_frontend.replay.bag import BagSequence
 from kp_frontend.replay.summary import Percentiles
 
@@ -32,7 +31,6 @@ _WARM_UP = 10
 _WAIT = 2.0
 # Stages that find keypoints, whatever the tracker calls them; all others are overhead.
 EXTRACTION = ("extract", "flow", "detect")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -275,17 +273,12 @@ def main(argv: list[str]) -> int:
     for figures in _measure(options, console):
         console.print(table(figures))
         console.print("   ".join(f"{name}: {value:.4g}" for name, value in figures.numbers.items()), highlight=False)
-        for sentence, met in figures.targets.items():
-            console.print(f"[{'green' if met else 'red'}]{'yes' if met else 'NO '}[/] {sentence}", highlight=False)
+        show_targets(console, figures.targets)
         console.print()
         results.append(figures)
     if options.json is not None:
-        content = {
-            "command": ["kp_frontend", "benchmark", *argv], "revision": provenance.revision(),
-            "versions": provenance.versions(), "machine": provenance.machine(),
-            "results": [asdict(figures) for figures in results],
-        }
-        options.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_figures(options.json, ["kp_frontend", "benchmark", *argv],
+                      {"results": [asdict(figures) for figures in results]})
     return 0
 
 
@@ -297,31 +290,17 @@ def _measure(options: argparse.Namespace, console: Any) -> Iterator[Figures]:
         images = [frame.image for frame in frames]
     else:
         images = photograph_video(options.frames)
-    with _bar(console, "stages") as progress:
-        yield_first = measure_stages(features, top_k, images, progress)
-    yield yield_first
-    with _bar(console, "camera over DDS") as progress:
-        second = measure_camera(features, top_k, images, options.seconds, progress)
+    with progress_bar("stages", console=console) as bar:
+        first = measure_stages(features, top_k, images, bar.reach)
+    yield first
+    with progress_bar("camera over DDS", console=console) as bar:
+        second = measure_camera(features, top_k, images, options.seconds, bar.reach)
     yield second
     if options.bag is None:
         with console.status("rendering RGB-D frames"):
             frames, camera = flight_frames(options.frames)
     if camera is None or frames[0].depth is None:
         raise InputError(f"{options.bag} has no calibrated depth: odometry is not measured")
-    with _bar(console, "odometry") as progress:
-        third = measure_odometry(features, top_k, frames, camera, progress)
+    with progress_bar("odometry", console=console) as bar:
+        third = measure_odometry(features, top_k, frames, camera, bar.reach)
     yield third
-
-
-def _bar(console: Any, what: str) -> Any:
-    from contextlib import contextmanager
-
-    from rich.progress import Progress as Bar
-
-    @contextmanager
-    def shown() -> Iterator[Progress]:
-        with Bar(console=console, transient=True) as bar:
-            task = bar.add_task(what)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-
-    return shown() if console.is_terminal else nullcontext(lambda *_: None)

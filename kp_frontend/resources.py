@@ -33,9 +33,26 @@ def model_names() -> list[str]:
 
 
 def cache_folder(kind: str) -> Path:
-    """Folder for what can be made again (labels, engines), created on demand; ``KP_FRONTEND_CACHE`` moves it."""
+    """Folder for what can be made again (labels, engines), created on demand; ``KP_FRONTEND_CACHE`` moves it.
+
+    Raises InputError where it cannot be made.
+    """
     base = os.environ.get("KP_FRONTEND_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kp_frontend"
     folder = (Path(base).expanduser() if base else home) / kind
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the cache folder {folder} ({error.strerror}); set KP_FRONTEND_CACHE to a folder "
+                         "that can be written") from error
     return folder
+
+
+def make_folders(*folders: Path | None) -> None:
+    """Make those that are given; raises InputError where one cannot be made."""
+    for folder in folders:
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make folder {folder} ({error.strerror}); give another one") from error

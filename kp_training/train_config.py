@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.errors import InputError
+from kp_training.settings import check_least, check_names
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,12 @@ class TrainConfig:
     patience: int = 0
 
     def __post_init__(self) -> None:
-        choices = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISIONS, "augment": AUGMENT}
-        for name, valid in choices.items():
-            if getattr(self, name) not in valid:
-                raise unknown_name(name, getattr(self, name), valid)
-        leasts = {"steps": 1, "batch_size": 1, "accumulate": 1, "reference_batch": 0, "warmup": 0, "seed": 0,
-                  "workers": -1, "save_every": 1, "log_every": 1, "validate_every": 1, "validation_pairs": 1,
-                  "patience": 0, "learning_rate": 0, "weight_decay": 0, "clip": 0, "drop_at": 0, "drop_factor": 0}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}: expected at least {least}")
+        check_names(self, {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISIONS, "augment": AUGMENT})
+        check_least(self, {
+            "steps": 1, "batch_size": 1, "accumulate": 1, "reference_batch": 0, "warmup": 0, "seed": 0, "workers": -1,
+            "save_every": 1, "log_every": 1, "validate_every": 1, "validation_pairs": 1, "patience": 0,
+            "learning_rate": 0, "weight_decay": 0, "clip": 0, "drop_at": 0, "drop_factor": 0,
+        })
         if not 0 <= self.ema < 1:
             raise InputError(f"ema={self.ema:g}: expected 0 (none) or a decay below 1, as in 0.995")
 

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, Sampler
 from kp_frontend.errors import InputError
 from kp_frontend.resources import cache_folder
 from kp_training.callbacks import Keeper, Progress, ignore_interrupt
-from kp_training.data import open_scenes
 from kp_training.data.images import Images
+from kp_training.evaluation.scene_check.recordings import checked_scenes
 from kp_training.methods.base import Context, Stage
 from kp_training.runs import AtomicCheckpoints, Run, load_checkpoint, load_network
 from kp_training.train_config import OPTIMIZERS, PRECISIONS, TrainConfig
@@ -282,7 +282,7 @@ def context_of(run: Run, stage: Stage, machine: Machine, images: Images) -> Cont
         return run.initial is not None
 
     items = config.steps * config.batch_size * config.accumulate * machine.processes
-    scenes = functools.partial(open_scenes, run.data)
+    scenes = functools.partial(checked_scenes, run.data)
     return Context(images, config.seed, device, on_device, cache_folder("labels"), trained, items, scenes, initial)
 
 

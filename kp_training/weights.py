@@ -50,7 +50,7 @@ def read_weights(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(" In PyTorch 2.6")[0]  # its advice
         raise InputError(f"{file} cannot be read as a checkpoint ({reason}); train again or give another") from error
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
 from subprocess import Popen
 from typing import Any, TypeVar
 
-import kp_training
 from kp_frontend.errors import InputError
+from kp_frontend.isolated import start
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -23,7 +21,8 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], jobs: i
     """(number of the task, ``function(task)``), as they are done.
 
     function: picklable, of a module that can be imported.  jobs: processes; with 1, all is done in this one.
-    Raises InputError where a task does, RuntimeError with the trace where one fails; no process outlives the iterator.
+    Raises InputError or OSError where a task does, RuntimeError with the trace where one fails; no process outlives the
+    iterator.
     """
     if min(jobs, len(tasks)) <= 1:
         yield from ((number, function(task)) for number, task in enumerate(tasks))
@@ -53,22 +52,13 @@ def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], jobs: i
 
 
 def _start() -> tuple[Connection, Popen]:
-    """A worker and our end of its pipe.
-
-    A plain child: multiprocessing would import the caller's main module again, which `ros2 run` does not survive.
-    """
-    ours, theirs = Pipe()
-    paths = [str(Path(kp_training.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+    """A worker and our end of its pipe."""
     # Ctrl-C reaches the whole process group: the workers are born deaf to it, the parent ends them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process = Popen(command, pass_fds=[theirs.fileno()], env=environment)
+        return start(__name__, OMP_NUM_THREADS="1")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
-    return ours, process
 
 
 def _receive(connection: Connection, process: Popen) -> tuple[int, Any]:
@@ -78,6 +68,8 @@ def _receive(connection: Connection, process: Popen) -> tuple[int, Any]:
         raise RuntimeError(f"a worker ended with exit code {process.wait()}; out of memory? try fewer --jobs") from None
     if kind == "refused":
         raise InputError(content)
+    if kind == "system":
+        raise content
     if kind == "failed":
         raise RuntimeError(f"a worker failed:\n{content}")
     return number, content
@@ -95,6 +87,8 @@ def _serve(connection: Connection) -> None:
             answer = ("done", number, function(task))
         except InputError as error:
             answer = ("refused", number, str(error))
+        except OSError as error:  # a full disk is for the caller to explain
+            answer = ("system", number, error)
         except Exception:
             answer = ("failed", number, traceback.format_exc())
         connection.send(answer)

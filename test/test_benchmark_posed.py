@@ -9,18 +9,18 @@ import pytest
 from posed_scenes import plane_scene
 
 from kp_frontend.errors import InputError
-from kp_training import posed_benchmark
+from kp_training.benchmarks import posed
+from kp_training.benchmarks.posed import WORKS, PosedFigures
 from kp_training.cli import benchmark as command
-from kp_training.posed_benchmark import WORKS, PosedFigures
 
 
 def test_each_work_counts_what_it_did(monkeypatch):
     """On a tiny scene; what is drawn ahead by other processes is in test_rooms."""
     scene = plane_scene(12, 96, 128)
-    monkeypatch.setattr(posed_benchmark, "open_scenes", lambda specs, height, width: [scene])
-    monkeypatch.setattr(posed_benchmark, "OVERLAPPING", 30)
-    monkeypatch.setattr(posed_benchmark, "VOXEL_FRAMES", 14)
-    monkeypatch.setattr(posed_benchmark, "PAIRS", 2)
+    monkeypatch.setattr(posed, "open_scenes", lambda specs, height, width: [scene])
+    monkeypatch.setattr(posed, "OVERLAPPING", 30)
+    monkeypatch.setattr(posed, "VOXEL_FRAMES", 14)
+    monkeypatch.setattr(posed, "PAIRS", 2)
     counted = {}
     for name in ("overlap", "pairs", "projective", "voxels"):
         figures = WORKS[name].measure("posed:x", "cpu", lambda done, total: None)
@@ -31,7 +31,7 @@ def test_each_work_counts_what_it_did(monkeypatch):
 
 def test_repeated_scenes_have_their_own_identity():
     scene = plane_scene(3)
-    longer = posed_benchmark._repeated(scene, 7)
+    longer = posed._repeated(scene, 7)
     assert (len(longer), longer.identity != scene.identity) == (7, True)
     np.testing.assert_array_equal(longer[5].image, scene[2].image)
     np.testing.assert_array_equal(longer[5].world_from_camera, scene.poses[2])
@@ -39,7 +39,7 @@ def test_repeated_scenes_have_their_own_identity():
 
 def _isolated(function, *arguments, progress):
     """What the processes would say: voxels end by the system's hand, pairs cannot be used."""
-    if function is posed_benchmark.prepare:
+    if function is posed.prepare:
         return "kitchen"
     if function is WORKS["pairs"].measure:
         raise InputError("no two frames go together")
@@ -49,7 +49,7 @@ def _isolated(function, *arguments, progress):
 
 
 def test_whole_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("kp_training.isolated.call_isolated", _isolated)
+    monkeypatch.setattr("kp_frontend.isolated.call_isolated", _isolated)
     file = tmp_path / "figures.json"
     assert command.main(["posed", "--json", str(file)]) == 0
     shown = capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_whole_command(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("words", "said"), [(["--only", "flights"], "flights.*overlap"),
                                              (["--only", "pairs"], "nothing could be measured: pairs: no two frames")])
 def test_bad_usage_is_one_line(words, said, monkeypatch):
-    monkeypatch.setattr("kp_training.isolated.call_isolated", _isolated)
+    monkeypatch.setattr("kp_frontend.isolated.call_isolated", _isolated)
     with pytest.raises(InputError, match=said) as error:
         command.main(["posed", *words])
     assert "\n" not in str(error.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -15,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.errors import InputError
-from kp_training import benchmark
+from kp_frontend.isolated import Ended, call_isolated
+from kp_training.benchmarks import training as benchmark
 from kp_training.cli import benchmark as command
-from kp_training.isolated import Ended, call_isolated
 from kp_training.methods import METHODS
 from kp_training.methods.base import Stage
 
@@ -100,33 +99,6 @@ def test_figures_are_of_the_loop(slow):
     assert 0 < figures.labelled_images <= 2 / 0.1
 
 
-FAILING = """
-import os
-from kp_frontend.errors import InputError
-
-def fail(name, progress):
-    progress(1, 2)
-    if name == "killed":
-        os.kill(os.getpid(), 9)
-    raise {"input": InputError, "memory": MemoryError, "other": KeyError}[name](name)
-"""
-
-
-@pytest.mark.parametrize(("name", "error"), [("input", InputError), ("memory", MemoryError), ("other", Ended),
-                                             ("killed", Ended)])
-def test_errors_come_out_of_the_process(name, error, tmp_path, monkeypatch, capfd):
-    (tmp_path / "failing_of_test.py").write_text(FAILING)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path)
-    seen = []
-    with pytest.raises(error, match="fail" if error is Ended else name) as raised:
-        call_isolated(importlib.import_module("failing_of_test").fail, name, progress=lambda *done: seen.append(done))
-    assert seen == [(1, 2)]
-    if error is Ended:
-        assert raised.value.code == {"killed": -9, "other": 1}[name]
-    assert ("KeyError: 'other'" in capfd.readouterr().err) == (name == "other")
-
-
 @pytest.mark.parametrize("too_much", [MemoryError("full"), Ended("measure", -9)])
 def test_the_batch_is_halved_until_it_fits(slow, monkeypatch, too_much):
     tried = []
@@ -177,7 +149,7 @@ def test_whole_command(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(benchmark, "measure_isolated", measured)
     monkeypatch.setattr(benchmark, "photographs", lambda: tmp_path)
-    monkeypatch.setattr("kp_training.isolated.call_isolated", lambda *_, **__: 140.0)
+    monkeypatch.setattr("kp_frontend.isolated.call_isolated", lambda *_, **__: 140.0)
     file = tmp_path / "figures.json"
     assert command.main(["training", "--steps", "3", "--json", str(file)]) == 0
     assert {method for method, _, _ in asked} == set(METHODS)
@@ -202,7 +174,7 @@ def test_ctrl_c_shows_what_was_measured(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(benchmark, "measure_isolated", measured)
     monkeypatch.setattr(benchmark, "photographs", lambda: tmp_path)
-    monkeypatch.setattr("kp_training.isolated.call_isolated", lambda *_, **__: 140.0)
+    monkeypatch.setattr("kp_frontend.isolated.call_isolated", lambda *_, **__: 140.0)
     assert command.main(["training", "--methods", "kp2d"]) == 130
     shown = capsys.readouterr().out
     assert "240×320" in shown
@@ -216,7 +188,7 @@ def test_ctrl_c_shows_what_was_measured(tmp_path, monkeypatch, capsys):
 ])
 def test_bad_usage_is_one_line(words, said, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "photographs", lambda: tmp_path)
-    monkeypatch.setattr("kp_training.isolated.call_isolated", lambda *_, **__: 140.0)
+    monkeypatch.setattr("kp_frontend.isolated.call_isolated", lambda *_, **__: 140.0)
     with pytest.raises(InputError, match=said) as error:
         command.main(["training", *words])
     assert "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,15 +19,16 @@ from kp_frontend.geometry import invert, so3_exp
 from kp_frontend.quaternions import poses_from_quaternions, quaternions_from_poses
 from kp_training.__main__ import main
 from kp_training.data.posed import PosedScene
-from kp_training.evaluation.conventions import combinations
-from kp_training.evaluation.reprojection import (
+from kp_training.evaluation.scene_check import recordings
+from kp_training.evaluation.scene_check.check import check_scene, pairs_of
+from kp_training.evaluation.scene_check.conventions import combinations
+from kp_training.evaluation.scene_check.reprojection import (
     agreement,
     fundamental_matrix,
     line_distances,
     reproject,
     spread_pixels,
 )
-from kp_training.evaluation.scene_check import check_scene, pairs_of
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 OPENGL = np.diag([1.0, -1, -1, 1])
@@ -105,6 +107,22 @@ def test_wrong_poses_are_recognised(mistake):
     check = check_scene(replace(scene, poses=POSES[mistake](scene.poses)), (1, 3))
     assert check.good is False
     assert f"read as {mistake}" in check.verdict
+    assert check.mistake.startswith(mistake)
+
+
+def test_training_refuses_wrong_poses_and_warns_of_what_cannot_be_told(monkeypatch, caplog):
+    scene = corner_scene()
+    turned = replace(scene, name="turned", poses=next(iter(POSES.values()))(scene.poses))
+    given = {"posed:good": [scene, plane_scene(1)], "posed:turned": [turned], "posed:apart": [plane_scene(3, step=30)]}
+    monkeypatch.setattr(recordings, "open_scenes", lambda specs, height, width: given[specs[0]])
+    with caplog.at_level(logging.WARNING):
+        assert recordings.checked_scenes(["posed:good"], 8, 8) == given["posed:good"]
+        assert caplog.text == ""
+        recordings.checked_scenes(["posed:apart"], 8, 8)
+        recordings.checked_scenes(["posed:apart"], 16, 16)
+    assert caplog.text.count("plane: nothing to tell by: 0 points") == 1
+    with pytest.raises(InputError, match=r"turned: poses and depth do not agree: .* would: .*check_scene"):
+        recordings.checked_scenes(["posed:turned"], 8, 8)
 
 
 @pytest.mark.parametrize(("mistake", "change"), [
@@ -143,9 +161,8 @@ def test_nothing_to_tell_by():
     check = check_scene(plane_scene(3, step=30))
     assert check.good is None
     assert "0 points could be compared" in check.verdict
-    single = check_scene(plane_scene(1))
-    assert single.good is None
-    assert single.pairs == ()
+    with pytest.raises(InputError, match="plane has 1 usable frame, expected 2 or more"):
+        check_scene(plane_scene(1))
 
 
 def test_unreadable_frames_are_counted():
@@ -263,9 +280,9 @@ def test_the_command_refuses_what_it_cannot_read(scenes, tmp_path, capsys):
 @pytest.mark.parametrize("place", ["rgbd/redkitchen_a", "multiview/fox"])
 def test_real_recordings(place, monkeypatch):
     from kp_training.data import open_scenes
-    from kp_training.evaluation import scene_check
+    from kp_training.evaluation.scene_check import check
 
-    monkeypatch.setattr(scene_check, "PAIRS", 6)
+    monkeypatch.setattr(check, "PAIRS", 6)
     [scene] = open_scenes([f"posed:{SHARED / place}"], 0, 0)
     check = check_scene(scene, (1, 10) if scene.has_depth else (1,))
     assert check.good

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import os
 import re
 import signal
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 
 from kp_frontend.errors import InputError
-from kp_training import workers
 from kp_training.__main__ import main
 from kp_training.data.photos import is_held_out
 from kp_training.evaluation.figures import GREEN, RED
@@ -204,20 +202,7 @@ def test_published_tables_are_whole():
             assert all(0 < figure < 1.1 for figures in rows.values() for figure in figures)
 
 
-def test_tasks_in_processes_give_the_same_results(monkeypatch):
-    tasks, started = list(range(12)), []
-    popen = workers.Popen
-    monkeypatch.setattr(workers, "Popen", lambda *words, **names: started.append(popen(*words, **names)) or started[-1])
-    assert sorted(workers.run_tasks(operator.neg, tasks, 3)) == [(task, -task) for task in tasks]
-    assert len(started) == 3
-    next(iter(workers.run_tasks(operator.neg, tasks, 2)))  # given up half way
-    with pytest.raises(InputError, match="--size big"):
-        list(workers.run_tasks(Size.parse, ["full", "big"], 2))
-    with pytest.raises(RuntimeError, match="math domain error"):
-        list(workers.run_tasks(math.sqrt, [1, -1, 4], 2))
-    with pytest.raises(RuntimeError, match="exit code 3; out of memory"):
-        list(workers.run_tasks(os._exit, [3, 3], 2))
-    assert all(process.returncode is not None for process in started), "no process is left"
+
 
 
 def test_rows_do_not_depend_on_the_number_of_processes(photos):

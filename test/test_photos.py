@@ -53,7 +53,7 @@ def test_bad_files_are_counted_by_reason_in_one_warning(tmp_path, photo, caplog)
                 continue
     assert _all_files(folder) == ["good.jpg", "good.png", "least.png"]
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "left out 1 cut short, 1 empty, 2 smaller than 64 pixels, 3 unreadable, of 10 image files (the first: cut.jpg)"
+        "left out 2 cut short, 1 empty, 2 smaller than 64 pixels, 2 unreadable, of 10 image files (the first: cut.jpg)"
     ]
 
 

@@ -14,6 +14,9 @@ from posed_layouts import make_views
 from test_posed_layouts import check_views
 
 from kp_frontend.errors import InputError
+from kp_frontend.replay.scene_files import read_depth, read_image
+from kp_frontend.resources import cache_folder
+from kp_training.data import open_images
 from kp_training.data.layouts import open_posed
 
 
@@ -37,10 +40,51 @@ def test_a_frame_that_cannot_be_read_raises_when_it_is_read(tmp_path):
     make.save(tmp_path / "depth/000003.png", np.ones((40, 50), np.uint16))
     scene = open_posed(tmp_path)[0]
     assert scene[0].image.shape == (96, 128, 3)
-    with pytest.raises(InputError, match=r"000001\.png is missing or no readable image"):
+    with pytest.raises(InputError, match=r"000001\.png is missing, cut short or no readable image"):
         scene[1]
     with pytest.raises(InputError, match=r"50×40, unlike its image 000003\.png of 128×96"):
         scene[3]
+
+
+def test_a_frame_that_was_cut_short_raises_without_a_word_of_libraries(tmp_path, capfd):
+    make.write_ours(tmp_path, make_views(5))
+    image, depth = tmp_path / "rgb/000001.png", tmp_path / "depth/000003.png"
+    jpeg = tmp_path / "rgb/000003.jpg"
+    cv2.imwrite(str(jpeg), cv2.imread(str(image)))
+    for path in (image, depth, jpeg):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for read, path in ((read_image, image), (read_depth, depth), (read_image, jpeg)):
+        with pytest.raises(InputError, match="cut short"):
+            read(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_cache_that_cannot_be_made_is_one_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("KP_FRONTEND_CACHE", str(tmp_path / "file/below"))
+    with pytest.raises(InputError, match=r"cannot make the cache folder .*\(Not a directory\); set KP_FRONTEND_CACHE"):
+        cache_folder("labels")
+
+
+def test_frames_that_cannot_be_read_give_place_to_the_next_photograph(tmp_path, caplog):
+    make.write_ours(tmp_path, make_views(24))
+    images = open_images([f"posed:{tmp_path}"])
+    expected = images[1]
+    first = tmp_path / open_posed(tmp_path)[0].names[int(images.images.indices[0])]
+    first.write_bytes(first.read_bytes()[:90])
+    for _ in range(2):
+        np.testing.assert_array_equal(images[0], expected)
+    assert caplog.text.count("the next image takes its place") == 1
+    for path in (tmp_path / "rgb").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"not one of \d+ images can be read"):
+        images[0]
+
+
+def test_photographs_alone_are_no_scene(tmp_path):
+    make.save(tmp_path / "a.png", np.zeros((70, 70, 3), np.uint8))
+    with pytest.raises(InputError, match="holds images, but no poses with them; as photographs they are photos:"):
+        open_posed(tmp_path)
 
 
 def numbers_of(folder: Path, convert) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import struct
 from pathlib import Path
@@ -18,8 +17,10 @@ from posed_layouts import View, make_views, matrix_of
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
 from kp_frontend.geometry import invert
+from kp_frontend.replay.bag import BagSequence
 from kp_frontend.replay.trajectory import Trajectory
 from kp_training.data.layouts import LAYOUTS, open_posed
+from kp_training.data.layouts.bags import _as_scene
 from kp_training.data.layouts.depth_files import read_pfm
 from kp_training.data.layouts.nerf import NERF_CAMERA, follow_each_other
 from kp_training.data.layouts.poses import LONGEST_GAP, REACH, poses_at
@@ -364,12 +365,25 @@ def test_a_bag_whose_poses_are_of_another_time_says_both_spans(tmp_path):
         open_posed(tmp_path / "bag")
 
 
-def test_a_bag_is_read_once(tmp_path, caplog):
+def test_a_bag_without_calibration_is_one_error_that_says_so(tmp_path, caplog):
+    from kp_frontend.replay.bag_writer import BagWriter
+
+    view = make_views(1)[0]
+    with BagWriter(tmp_path / "bag", CameraModel(128, 96, np.eye(3))) as bag:
+        bag.write(10**9, view.image, view.depth)
+        bag.write_pose(10**9, view.pose)
+    whole = BagSequence(tmp_path / "bag")
+    whole.camera, whole.warnings = None, ["camera_info on /info has K = 0: features are measured, but no trajectory"]
+    with whole, pytest.raises(InputError, match=r"has K = 0; record camera_info .* intrinsics\.yaml$"):
+        _as_scene(whole, "bag")
+    assert caplog.text == ""
+
+
+def test_a_bag_is_read_once(tmp_path, capsys):
     write_recording(tmp_path / "bag", 0.0)
-    with caplog.at_level(logging.INFO):
-        first = open_posed(tmp_path / "bag")[0]
-        again = open_posed(tmp_path / "bag")[0]
-    assert caplog.text.count("are read from the bag") == 1
+    first = open_posed(tmp_path / "bag")[0]
+    again = open_posed(tmp_path / "bag")[0]
+    assert capsys.readouterr().out.count("are read from the bag") == 1
     assert first.identity == again.identity
     assert first.read.stamps == (10**9, 11 * 10**8, 12 * 10**8, 13 * 10**8)
 

@@ -347,7 +347,7 @@ def test_a_frame_that_cannot_be_read_has_no_points_and_the_others_do(tmp_path, c
     with caplog.at_level(logging.WARNING):
         _, labels = _label(Brightness(), tmp_path, [plane_scene(4, 64, 96, unreadable=(2,))])
     assert [len(labels(k)) > 0 for k in range(4)] == [True, True, False, True]
-    assert "frame 002 of plane is left without labels: frame 2 cannot be read" in caplog.text
+    assert "1 of 4 frames cannot be read and have no labels; the first: plane: frame 2 cannot be read" in caplog.text
     _, none = _label(Brightness(), tmp_path, [plane_scene(4, 64, 96, unreadable=range(4), step=0.2)])
     assert len(none.points) == 0
 

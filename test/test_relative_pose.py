@@ -16,9 +16,9 @@ from posed_scenes import plane_scene
 from kp_frontend.errors import InputError
 from kp_frontend.geometry import invert, so3_exp
 from kp_training.__main__ import main
-from kp_training.evaluation import pose_pairs, relative_pose
-from kp_training.evaluation.pose_list import ListedPairs, turn_intrinsics, turned
-from kp_training.evaluation.pose_metrics import (
+from kp_training.evaluation.relative_pose import pairs as pair_sources
+from kp_training.evaluation.relative_pose import scoring
+from kp_training.evaluation.relative_pose.metrics import (
     area_under_curve,
     direction_error,
     epipolar_errors,
@@ -26,11 +26,12 @@ from kp_training.evaluation.pose_metrics import (
     position_error,
     rotation_error,
 )
-from kp_training.evaluation.pose_pairs import ByOverlap, ByStride, PosePair, ScenePairs, View, open_scene_pairs
-from kp_training.evaluation.pose_protocols import NORMALISED, PIXELS, choose_pose_setting, published_poses
-from kp_training.evaluation.pose_report import conclude_poses, other_figures, pose_figures, poses_to_json
-from kp_training.evaluation.pose_solvers import SOLVERS
-from kp_training.evaluation.relative_pose import Attempts, PairResult, evaluate_poses, open_matcher, score_pair
+from kp_training.evaluation.relative_pose.pair_list import ListedPairs, turn_intrinsics, turned
+from kp_training.evaluation.relative_pose.pairs import ByOverlap, ByStride, PosePair, ScenePairs, View, open_scene_pairs
+from kp_training.evaluation.relative_pose.protocols import NORMALISED, PIXELS, choose_pose_setting, published_poses
+from kp_training.evaluation.relative_pose.report import conclude_poses, other_figures, pose_figures, poses_to_json
+from kp_training.evaluation.relative_pose.scoring import Attempts, PairResult, evaluate_poses, open_matcher, score_pair
+from kp_training.evaluation.relative_pose.solvers import SOLVERS
 from kp_training.evaluation.sequences import FULL, Size
 
 INTRINSICS = np.array([[300.0, 0, 160], [0, 310, 120], [0, 0, 1]])
@@ -266,7 +267,7 @@ def test_pairs_by_stride_and_overlap(tmp_path, monkeypatch):
         ("stride 3", 2, 5), ("stride 1", 3, 4), ("stride 1", 4, 5)]
     np.testing.assert_allclose(source.pairs[1].second_from_first, invert(scene.poses[3]) @ scene.poses[0])
     assert len(ScenePairs([scene], ByStride((1,)), most=2).pairs) == 2
-    monkeypatch.setattr(pose_pairs, "cache_folder", lambda name: tmp_path)
+    monkeypatch.setattr(pair_sources, "cache_folder", lambda name: tmp_path)
     near, far = (ScenePairs([scene], ByOverlap(*limits)).pairs for limits in ((0.8, 1), (0.2, 0.8)))
     assert near
     assert far
@@ -299,16 +300,16 @@ def test_scenes_without_order_or_depth():
 
 def test_rooms_are_those_that_training_never_sees(monkeypatch):
     asked = []
-    monkeypatch.setattr("kp_training.data.rooms_source.open_rooms",
+    monkeypatch.setattr("kp_training.data.rooms.source.open_rooms",
                         lambda *words, **names: asked.append((words, names)))
     for data in ("rooms", "rooms:2"):
-        pose_pairs.open_scenes(data)
+        pair_sources.open_scenes(data)
     assert asked == [((count, 480, 640), {"held_out": True}) for count in (3, 2)]
     for data in ("rooms:x", "rooms:0"):
         with pytest.raises(InputError, match="rooms:3"):
-            pose_pairs.open_scenes(data)
+            pair_sources.open_scenes(data)
     with pytest.raises(InputError, match="nowhere"):
-        pose_pairs.open_scenes("posed:/nowhere")
+        pair_sources.open_scenes("posed:/nowhere")
 
 
 def test_quarter_turns():
@@ -378,7 +379,7 @@ def test_results_do_not_depend_on_the_number_of_processes(monkeypatch):
     scene = _scene(5, 120, 160, unreadable=(4,))
     source = ScenePairs([scene], ByStride((1,)))
     setting = choose_pose_setting("shared", top_k=200, repeats=1)
-    monkeypatch.setattr(relative_pose, "CHUNK", 2)
+    monkeypatch.setattr(scoring, "CHUNK", 2)
     one, two = (evaluate_poses(source, ["orb", "gftt_lk"], setting, jobs) for jobs in (1, 2))
     assert one == two
     assert one["orb"][3] is None, "its second frame cannot be read"

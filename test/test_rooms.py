@@ -14,12 +14,12 @@ import pytest
 
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
-from kp_training.data import materials, rooms_source
 from kp_training.data.procedural import ProceduralImages
-from kp_training.data.rendering import Lamp, Material, World, ball, look, rectangle, render, tube
-from kp_training.data.rooms import CLEARANCE, make_room
-from kp_training.data.rooms_source import RoomFrames, open_rooms, write_rooms
-from kp_training.data.textures import Textures
+from kp_training.data.rooms import materials, source
+from kp_training.data.rooms.rendering import Lamp, Material, World, ball, look, rectangle, render, tube
+from kp_training.data.rooms.room import CLEARANCE, make_room
+from kp_training.data.rooms.source import RoomFrames, open_rooms, write_rooms
+from kp_training.data.rooms.textures import Textures
 
 IMAGES = ProceduralImages(3, (96, 128))
 
@@ -218,7 +218,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_open_rooms_renders_once_and_reads_what_was_drawn(cache, monkeypatch):
-    monkeypatch.setattr(rooms_source, "CHUNK", 3)
+    monkeypatch.setattr(source, "CHUNK", 3)
     scenes = open_rooms(2, 48, 64, frames=4, images=IMAGES)
     assert [len(scene) for scene in scenes] == [4, 4]
     assert all(scene.metric and scene.ordered and scene.has_depth for scene in scenes)
@@ -229,7 +229,7 @@ def test_open_rooms_renders_once_and_reads_what_was_drawn(cache, monkeypatch):
     assert np.abs(frame.depth - depth).max() <= 0.00051
     assert np.allclose(frame.world_from_camera, room.poses(4)[2], atol=1e-6)
     assert np.allclose(frame.intrinsics, room.camera(48, 64).matrix, atol=1e-9)
-    monkeypatch.setattr(rooms_source, "run_tasks", None)
+    monkeypatch.setattr(source, "run_tasks", None)
     again = open_rooms(1, 48, 64, frames=4, images=IMAGES)
     assert again[0].identity == scenes[0].identity
 
@@ -251,7 +251,7 @@ def test_all_that_determines_the_pixels_is_in_the_key():
 
 
 def test_killed_rendering_goes_on_where_it_was(tmp_path):
-    program = ("import sys; from pathlib import Path; from kp_training.data.rooms_source import *;"
+    program = ("import sys; from pathlib import Path; from kp_training.data.rooms.source import *;"
                "write_rooms(Path(sys.argv[1]), 1, RoomFrames(48, 64, 400), jobs=1)")
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=Path(__file__).parents[1])
     partial = tmp_path / ".room-0000.partial" / "rgb"

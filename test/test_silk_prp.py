@@ -88,7 +88,7 @@ def test_frames_in_no_order_are_paired_by_overlap(tmp_path, monkeypatch):
 
 def test_scenes_need_depth():
     scene = plane_scene(3, 48, 64, depth=False)
-    with pytest.raises(InputError, match="plane: no depth"):
+    with pytest.raises(InputError, match=r"no depth \(as plane\)"):
         _batch(_method(), 1, scene)
 
 

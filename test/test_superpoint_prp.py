@@ -191,6 +191,13 @@ def _slow_descriptor_loss(batch, first, second, loss):
     return 3e4 * total / count
 
 
+def test_scenes_that_will_not_do_are_refused_before_the_first_stage():
+    first = SuperPointPrp(TINY).stages()[0]
+    for scene, message in ((plane_scene(4, depth=False), "have no depth"), (plane_scene(1), "no two of 1 frames")):
+        with pytest.raises(InputError, match=message):
+            first.dataset(_context(scenes=[scene]))
+
+
 def test_joint_losses_on_posed_pairs_by_loops():
     """Eq. 1 with the paper's weights: both views' detector losses, and the descriptors' where cells correspond."""
     stage, batch = SuperPointPrp(TINY).stages()[-1], _pair_batch()

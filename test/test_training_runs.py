@@ -417,7 +417,7 @@ def finished(tmp_path_factory):
     (["--method", "kp2d", "--init", "{tmp}/none.pth"], "no weight file"),
     (["--method", "kp2d", "--data", "video:x"],
      "unknown data source 'video'; choose one of: photos, posed, procedural, rooms"),
-    (["--method", "kp2d", "--data", "procedural:few"], "procedural:few: expected a number, as in"),
+    (["--method", "kp2d", "--data", "procedural:few"], "procedural:few: expected a number of 1 or more, as in"),
     (["--method", "kp2d", "--data", "photos:{tmp}/none"], "is no folder; give a folder of photographs"),
     (["--method", "kp2d", "--data", "photos:{tmp}"], "holds no photograph for training (0 image files, 0 usable)"),
     (["--method", "kp2d", "--config", "{tmp}/none.yaml"], "no config file"),

@@ -295,7 +295,7 @@ def test_unusable_frames_and_scenes(tmp_path, caplog):
     assert "1 of 4 frames could not be read" in caplog.text
     assert len(labels(2)) == 0
     assert len(labels(3)) > 10
-    with pytest.raises(InputError, match="scene plane has no depth"):
+    with pytest.raises(InputError, match=r"have no depth \(as plane\), by which a frame's points"):
         label_scenes(CornerDetector(), [plane_scene(depth=False)], SMALL, tmp_path, CPU)
     blind = replace(scene, read=lambda index: (np.zeros((96, 128, 3), np.uint8), np.zeros((96, 128), np.float32)))
     with pytest.raises(InputError, match="depth is unknown everywhere"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ from kp_frontend.errors import InputError
 from kp_frontend.odometry import OdometryConfig
 from kp_frontend.overlay import draw_tracks
 from kp_frontend.pipeline import Frontend
+from kp_frontend.progress import Progress
 from kp_frontend.replay.bag import BagSequence
 from kp_frontend.replay.feature_archive import FeatureArchive
 from kp_frontend.replay.result import Recorder, RunResult
-
-Progress = Callable[[int, int], None]  # frames done, of how many
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import kp_frontend
 
-_PACKAGES = ("numpy", "opencv-python-headless", "opencv-python", "onnxruntime", "poselib", "evo", "rosbags")
+_PACKAGES = ("numpy", "opencv-python-headless", "opencv-python", "onnxruntime", "poselib", "evo", "rosbags", "torch")
 
 
 def revision() -> str:

@@ -14,6 +14,7 @@ from string import Template
 import cv2
 import numpy as np
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.replay import plots, provenance
 from kp_frontend.replay.summary import Evaluation, accuracy_rows, cost_rows
 from kp_frontend.replay.trajectory import Trajectory
@@ -52,9 +53,8 @@ def write_report(path: Path, recording: Recording, evaluations: Sequence[Evaluat
     """Write the page to `path`, all at once."""
     page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(_parts(recording, evaluations))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    with written_whole(path) as beside:
+        beside.write_text(page, encoding="utf-8")
 
 
 def _parts(recording: Recording, evaluations: Sequence[Evaluation]) -> dict[str, str]:

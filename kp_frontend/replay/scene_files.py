@@ -14,6 +14,8 @@ from kp_frontend.errors import InputError
 from kp_frontend.replay.trajectory import Trajectory
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".bmp", ".tif", ".tiff")
+ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
+"""What files of a kind that begin so end with."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,28 @@ class Scene:
 
 def read_image(path: Path) -> np.ndarray:
     """H×W or H×W×3 BGR uint8; 16-bit images keep their high byte, alpha is dropped."""
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    image = _decode(path)
     if image is None:
-        raise InputError(f"{path} is missing or no readable image")
+        raise InputError(f"{path} is missing, cut short or no readable image")
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     return np.ascontiguousarray(image[..., :3]) if image.ndim == 3 and image.shape[2] == 4 else image
 
 
-def _read_depth_image(path: Path) -> np.ndarray | None:
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+def is_cut_short(data: np.ndarray) -> bool:
+    """Whether the bytes (N uint8) of a JPEG or PNG file lack their end: OpenCV decodes what there is of a JPEG, grey
+    below the cut, and libpng says so on the terminal."""
+    mark = next((end for begin, end in ENDS.items() if data[: len(begin)].tobytes() == begin), b"")
+    return data[len(data) // 2 :].tobytes().rfind(mark) < 0
+
+
+def _decode(path: Path) -> np.ndarray | None:
+    """The pixels of an image file as they are stored; None where it is missing, cut short or no image."""
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError:
+        return None
+    return None if not len(data) or is_cut_short(data) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
 
 
 def _read_depth_xml(path: Path) -> np.ndarray | None:
@@ -99,7 +113,7 @@ def _read_depth_xml(path: Path) -> np.ndarray | None:
 
 
 DEPTH_READERS: dict[str, Callable[[Path], np.ndarray | None]] = {
-    ".png": _read_depth_image, ".npy": lambda path: np.load(path), ".xml": _read_depth_xml,
+    ".png": _decode, ".npy": lambda path: np.load(path), ".xml": _read_depth_xml,
 }
 
 
@@ -110,7 +124,7 @@ def read_depth(path: Path) -> np.ndarray:
     except (OSError, ValueError, SystemError, cv2.error) as error:
         raise InputError(f"{path} is no readable depth map: {error}") from None
     if depth is None or depth.ndim != 2:
-        raise InputError(f"{path} is missing or no depth map of one channel")
+        raise InputError(f"{path} is missing, cut short or no depth map of one channel")
     return np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +12,18 @@ from typing import Any
 import cv2
 
 from kp_frontend.errors import InputError
+from kp_frontend.progress import Progress, progress_bar
 from kp_frontend.replay import provenance
 from kp_frontend.replay.bag import BagOptions, BagSequence
 from kp_frontend.replay.evaluation import evaluate
 from kp_frontend.replay.feature_archive import read_features
 from kp_frontend.replay.isolated import run_isolated
-from kp_frontend.replay.offline import Progress, RunOptions
+from kp_frontend.replay.offline import RunOptions
 from kp_frontend.replay.report import Recording, write_report
 from kp_frontend.replay.result import RunResult
 from kp_frontend.replay.summary import Evaluation, accuracy_rows, cost_rows, table, write_json
 from kp_frontend.replay.trajectory import write_tum
+from kp_frontend.terminal import table_console
 from kp_frontend.tracking import load_tracker
 
 _PLAIN_WIDTH = 240  # of tables that go to a file or a pipe
@@ -36,14 +36,14 @@ def replay(options: argparse.Namespace, argv: list[str]) -> list[Evaluation]:
         raise InputError(f"--features {' '.join(specs)}: two of them would write to files of the same name")
     for spec in specs:  # a wrong name should not come up after minutes
         load_tracker(spec, top_k=options.top_k, backend=options.backend)
-    console = _console()
+    console = table_console(_PLAIN_WIDTH)
     with BagSequence(options.bag, _bag_options(options)) as sequence:
         for warning in sequence.warnings:
             console.print(f"[yellow]note:[/] {warning}", highlight=False)
         evaluations = []
         for spec in specs:
-            with _progress(spec) as progress:
-                run = _run(sequence, spec, options, progress)
+            with progress_bar(spec) as bar:
+                run = _run(sequence, spec, options, bar.reach)
             evaluations.append(_evaluate(sequence, run))
             _write_run(options.output, run)
         _finish(console, sequence, evaluations, options, argv)
@@ -146,24 +146,3 @@ def _remarks(entry: Evaluation) -> list[str]:
 def _slug(spec: str) -> str:
     """A file name for a features spec."""
     return re.sub(r"[^\w.=-]+", "_", re.sub(r"^.*/|\.onnx", "", spec))
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
-
-
-@contextmanager
-def _progress(spec: str) -> Iterator[Progress]:
-    """A progress bar for one run, on the terminal's error stream."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(spec, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.replay.evaluation import NAN, TrajectoryError
 from kp_frontend.replay.result import STAGES, SUMS, RunResult
 
@@ -118,9 +119,8 @@ def without_nan(value: Any) -> Any:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as JSON, all at once; nan as null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **without_nan(content)}, indent=2) + "\n")
-    partial.replace(path)
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps({"schema_version": SCHEMA_VERSION, **without_nan(content)}, indent=2) + "\n")
 
 
 def number(value: float, digits: int = 0) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kp_frontend.errors import InputError
+from kp_frontend.progress import progress_of_parts
+from kp_frontend.resources import make_folders
+from kp_frontend.terminal import table_console
 
 if TYPE_CHECKING:
     from kp_training.data.posed import PosedScene
-    from kp_training.evaluation.scene_check import PairCheck, SceneCheck
+    from kp_training.evaluation.scene_check.check import PairCheck, SceneCheck
 
 HEIGHT, WIDTH = 240, 320
 """Of rooms."""
-CONSOLE = 130
+WIDE = 130
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,16 +32,16 @@ def main(argv: Sequence[str]) -> int:
     if min(options.stride) < 1:
         raise InputError(f"--stride {min(options.stride)}: expected 1 or more")
     from kp_training.data import SCENE_SOURCES, open_scenes
-    from kp_training.evaluation.scene_check import check_scene
+    from kp_training.evaluation.scene_check.check import check_scene
 
     given = options.path.partition(":")[0] in SCENE_SOURCES
     scenes = open_scenes([options.path if given else f"posed:{options.path}"], HEIGHT, WIDTH)
-    _make_folders(options)
+    make_folders(options.output, options.json and options.json.parent)
     checks, refused = [], []
-    with _progress(len(scenes)) as step:
+    with progress_of_parts("scenes", len(scenes)) as begin:
         for scene in scenes:
             try:
-                checks.append(check_scene(scene, options.stride, step(scene.name)))
+                checks.append(check_scene(scene, options.stride, begin(scene.name)))
             except InputError as error:
                 refused.append(str(error))
                 continue
@@ -53,11 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(checks: Sequence[SceneCheck], refused: Sequence[str]) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = CONSOLE
+    console = table_console(WIDE)
     for has_depth in (True, False):
         shown = [check for check in checks if check.has_depth == has_depth]
         if shown:
@@ -133,9 +131,9 @@ def _draw(scene: PosedScene, check: SceneCheck, folder: Path) -> None:
     """Of each stride, the pair whose agreement is the median."""
     import cv2
 
-    from kp_training.evaluation.reprojection import fundamental_matrix, line_distances
-    from kp_training.evaluation.scene_check import View, matched_points
-    from kp_training.evaluation.scene_pictures import draw_depth, draw_lines
+    from kp_training.evaluation.scene_check.check import View, matched_points
+    from kp_training.evaluation.scene_check.pictures import draw_depth, draw_lines
+    from kp_training.evaluation.scene_check.reprojection import fundamental_matrix, line_distances
 
     for stride in sorted({pair.stride for pair in check.pairs}):
         pairs = sorted((pair for pair in check.pairs if pair.stride == stride and pair.compared),
@@ -155,15 +153,6 @@ def _draw(scene: PosedScene, check: SceneCheck, folder: Path) -> None:
             raise InputError(f"cannot write {folder / name}; is the disk full?")
 
 
-def _make_folders(options: argparse.Namespace) -> None:
-    for folder in (options.output, options.json and options.json.parent):
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make folder {folder} ({error.strerror}); give another one") from error
-
-
 def _write(options: argparse.Namespace, checks: Sequence[SceneCheck], refused: Sequence[str]) -> None:
     if options.json is None:
         return
@@ -176,27 +165,3 @@ def _write(options: argparse.Namespace, checks: Sequence[SceneCheck], refused: S
         options.json.write_text(json.dumps(without_nan(content), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {options.json} ({error.strerror}); make room or give another file") from error
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Gives what to call with each scene's name for its progress: bars on a terminal, a line elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        whole, part = bar.add_task("scenes", total=total), bar.add_task("")
-        begun = 0
-
-        def step(name: str) -> Callable[[int, int], None]:
-            nonlocal begun
-            begun += 1
-            if not console.is_terminal:
-                console.print(f"{begun}/{total} {name}", highlight=False)
-            bar.update(whole, completed=begun - 1)
-            bar.reset(part, description=name)
-            return lambda done, of: bar.update(part, completed=done, total=of)
-
-        yield step

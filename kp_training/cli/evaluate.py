@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.progress import progress_bar
+from kp_frontend.resources import make_folders
 
 if TYPE_CHECKING:
-    from kp_training.evaluation.pose_pairs import PoseSource
+    from kp_training.evaluation.relative_pose.pairs import PoseSource
 
 
 def main(argv: Sequence[str]) -> int:
@@ -93,14 +95,14 @@ def evaluate_homography(options: argparse.Namespace) -> int:
     for setting in settings:
         for spec in features:
             cached_extractor(spec, setting.protocol.pool * setting.top_k)
-    _make_folders(options)
+    make_folders(options.output, options.json and options.json.parent)
 
-    with _progress() as bar:
-        task = bar.add_task("pairs", total=sum(counts) * len(features))
-        results = evaluate(source, features, settings, jobs, lambda pairs: bar.advance(task, pairs))
+    with progress_bar("pairs", sum(counts) * len(features)) as bar:
+        results = evaluate(source, features, settings, jobs, bar.advance)
     outcomes = [conclude(setting, results[setting.preset]) for setting in settings]
     for outcome in outcomes:
         print_table(outcome, str(source))
+
     def draw(folder: Path) -> None:
         plot_curves(outcomes, folder / "mma.png")
         draw_worst(source, outcomes, folder / "worst")
@@ -111,10 +113,10 @@ def evaluate_homography(options: argparse.Namespace) -> int:
 
 def evaluate_relative_pose(options: argparse.Namespace) -> int:
     """Table, JSON and pictures of the relative pose benchmark; all that can be wrong is said before the work."""
-    from kp_training.evaluation.pose_pictures import draw_worst_poses, plot_recall
-    from kp_training.evaluation.pose_protocols import choose_pose_setting
-    from kp_training.evaluation.pose_report import conclude_poses, poses_to_json, print_poses
-    from kp_training.evaluation.relative_pose import evaluate_poses, open_matcher
+    from kp_training.evaluation.relative_pose.pictures import draw_worst_poses, plot_recall
+    from kp_training.evaluation.relative_pose.protocols import choose_pose_setting
+    from kp_training.evaluation.relative_pose.report import conclude_poses, poses_to_json, print_poses
+    from kp_training.evaluation.relative_pose.scoring import evaluate_poses, open_matcher
     from kp_training.evaluation.sequences import Size
 
     size = Size.parse(options.size) if options.size else None
@@ -124,10 +126,9 @@ def evaluate_relative_pose(options: argparse.Namespace) -> int:
     for spec in features:
         open_matcher(spec, setting.top_k)
     source = _pose_source(options)
-    _make_folders(options)
-    with _progress() as bar:
-        task = bar.add_task("pairs", total=len(source.pairs) * len(features))
-        results = evaluate_poses(source, features, setting, jobs, lambda pairs: bar.advance(task, pairs))
+    make_folders(options.output, options.json and options.json.parent)
+    with progress_bar("pairs", len(source.pairs) * len(features)) as bar:
+        results = evaluate_poses(source, features, setting, jobs, bar.advance)
     outcome = conclude_poses(setting, results, source.metric)
     print_poses(outcome, str(source))
 
@@ -140,8 +141,8 @@ def evaluate_relative_pose(options: argparse.Namespace) -> int:
 
 
 def _pose_source(options: argparse.Namespace) -> PoseSource:
-    from kp_training.evaluation.pose_list import ListedPairs
-    from kp_training.evaluation.pose_pairs import open_scene_pairs, open_scenes
+    from kp_training.evaluation.relative_pose.pair_list import ListedPairs
+    from kp_training.evaluation.relative_pose.pairs import open_scene_pairs, open_scenes
 
     data = _one_folder(options)
     if options.pair_list is None:
@@ -179,24 +180,6 @@ def _jobs(asked: int | None) -> int:
     if asked is not None and asked < 1:
         raise InputError(f"--jobs {asked}: expected at least 1")
     return asked or len(os.sched_getaffinity(0))
-
-
-def _progress():
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _make_folders(options: argparse.Namespace) -> None:
-    for folder in (options.output, options.json and options.json.parent):
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make folder {folder} ({error.strerror}); give another one") from error
 
 
 def _write(options: argparse.Namespace, source: object, figures: dict, draw: Callable[[Path], None]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kp_frontend.errors import InputError
+from kp_frontend.progress import progress_bar
 
 if TYPE_CHECKING:
     from kp_training.data.posed import PosedScene
@@ -49,10 +50,9 @@ def main(argv: Sequence[str]) -> int:
     count = sum(len(range(0, len(scene), options.every)) for scene, _ in folders)
     from kp_training.data.scene_writer import write_scene
 
-    with _progress() as bar:
-        task = bar.add_task("frames", total=count)
+    with progress_bar("frames", count) as bar:
         for scene, folder in folders:
-            errors = write_scene(scene, folder, options.every, size, lambda: bar.advance(task))
+            errors = write_scene(scene, folder, options.every, size, bar.advance)
             if errors:
                 log.warning("%s: left out %d frames that cannot be read, the first: %s", folder, len(errors), errors[0])
     for scene, folder in folders:
@@ -127,12 +127,3 @@ def _line(scene: PosedScene, folder: Path) -> str:
     depth = "depth in millimetres" if kinds == {".png"} else "depth as floats" if kinds else "no depth"
     own = ", intrinsics of each image" if (folder / "intrinsics.txt").is_file() else ""
     return f"{folder}: {frames} frames, {depth}, {'metric' if scene.metric else 'scale unknown'}{own}"
-
-
-def _progress():
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -1,4 +1,4 @@
-"""``train``: a method on photographs, to a run folder that can be watched, stopped, resumed and exported."""
+"""``train``: a method on photographs or scenes, to a run folder that can be watched, stopped, resumed and exported."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     if first:
         run.write_config()
         steps = ", ".join(f"{name} {config.steps}" for name, config in run.configs.items())
-        print(f"{run.name} {run.method.variant}: {len(images)} images; steps: {steps} → {run.folder}", flush=True)
+        print(f"{run.name} {run.method.variant} on {', '.join(run.data)}; steps: {steps} → {run.folder}", flush=True)
     try:
         over = train(run, images, held_out, options.device, options.minutes)
     except KeyboardInterrupt:

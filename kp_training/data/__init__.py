@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.images import Chosen, Images
+from kp_training.data.images import Chosen, Images, Readable
 from kp_training.data.layouts import open_posed
 from kp_training.data.photos import PhotoFolder, is_held_out
 from kp_training.data.posed import PosedScene, SceneFrames
 from kp_training.data.procedural import ProceduralImages
-from kp_training.data.rooms_source import open_rooms
+from kp_training.data.rooms.source import open_rooms
 
 ROOMS = 6
 
@@ -21,7 +22,7 @@ IMAGE_SOURCES = {
     "procedural": lambda argument, held_out: ProceduralImages(_count("procedural", argument, 400), held_out=held_out),
 }
 SCENE_SOURCES = {
-    "posed": lambda argument, height, width, photos: open_posed(argument),
+    "posed": lambda argument, height, width, photos: _posed(argument),
     "rooms": lambda argument, height, width, photos: open_rooms(_count("rooms", argument, ROOMS), height, width,
                                                                 images=photos),
 }
@@ -50,7 +51,7 @@ def open_images(specs: Sequence[str], held_out: bool = False) -> Images:
     Raises InputError for an unknown kind or an unusable folder.
     """
     found = [IMAGE_SOURCES[kind](argument, held_out) for kind, argument in _parse(specs) if kind in IMAGE_SOURCES]
-    scenes = [scene for kind, argument in _parse(specs) if kind == "posed" for scene in open_posed(argument)]
+    scenes = [scene for kind, argument in _parse(specs) if kind == "posed" for scene in _posed(argument)]
     if not found and scenes:
         return _frames(scenes, held_out)
     sources = found or [IMAGE_SOURCES["procedural"]("", held_out)]
@@ -75,7 +76,13 @@ def _frames(scenes: Sequence[PosedScene], held_out: bool) -> Images:
     chosen = np.array([number for number, name in enumerate(names) if is_held_out(name) == held_out], np.int64)
     if not len(chosen):
         raise InputError(f"{len(names)} frames are too few to keep some of them from training")
-    return Chosen(SceneFrames(scenes), chosen)
+    return Readable(Chosen(SceneFrames(scenes), chosen))
+
+
+@functools.cache
+def _posed(path: str) -> list[PosedScene]:
+    """Looked through, and warned about, once."""
+    return open_posed(path)
 
 
 def _parse(specs: Sequence[str]) -> list[tuple[str, str]]:
@@ -89,5 +96,5 @@ def _parse(specs: Sequence[str]) -> list[tuple[str, str]]:
 
 def _count(kind: str, argument: str, default: int) -> int:
     if argument and not (argument.isdecimal() and int(argument) > 0):
-        raise InputError(f"{kind}:{argument}: expected a number, as in {kind}:{default}")
+        raise InputError(f"{kind}:{argument}: expected a number of 1 or more, as in {kind}:{default}")
     return int(argument or default)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from kp_frontend.atomic import written_whole
 from kp_training.data.images import Images
 from kp_training.geometry.homography import WideHomographies, homography_from_corners, view_corners
 
@@ -43,11 +43,8 @@ class CornerPoints:
             pass
         grey = cv2.cvtColor(self.images[index], cv2.COLOR_BGR2GRAY)
         points = averaged_corners(grey, np.random.default_rng([3, index]))
-        beside = file.with_name(f"{file.name}.{os.getpid()}")
-        with contextlib.suppress(OSError):
-            with beside.open("wb") as stream:
-                np.save(stream, points)
-            os.replace(beside, file)
+        with contextlib.suppress(OSError), written_whole(file) as beside:
+            np.save(beside, points)
         return points
 
 

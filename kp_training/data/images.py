@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import Protocol
 
 import numpy as np
+
+from kp_frontend.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 class Images(Protocol):
@@ -34,3 +39,26 @@ class Chosen:
 
     def __getitem__(self, position: int) -> np.ndarray:
         return self.images[int(self.indices[position])]
+
+
+class Readable:
+    """`images`, where the next that can be read takes the place of one that cannot, which is said of the first.
+
+    Raises InputError where none can be read.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images, self.identity, self.said = images, images.identity, False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        for step in range(len(self)):
+            try:
+                return self.images[(index + step) % len(self)]
+            except InputError as error:
+                if not self.said:
+                    log.warning("%s; the next image takes its place (said once)", error)
+                self.said, last = True, error
+        raise InputError(f"not one of {len(self)} images can be read; the last: {last}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError
 from kp_frontend.geometry import invert
 from kp_training.data.posed import PosedFrame, PosedScene
@@ -214,9 +214,7 @@ def _read(file: Path | None, count: int) -> np.ndarray | None:
 
 def _write(file: Path, overlap: np.ndarray) -> None:
     """Kept where the folder takes it; else it is made again the next time."""
-    beside = file.with_name(f"{file.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as stream:
-            np.save(stream, overlap)
-        os.replace(beside, file)
+        with written_whole(file) as beside:
+            np.save(beside, overlap)

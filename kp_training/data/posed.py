@@ -87,3 +87,10 @@ class SceneFrames:
     def start(self, scene: int) -> int:
         """Running index of the first frame of a scene."""
         return int(self.ends[scene - 1]) if scene else 0
+
+
+def need_depth(scenes: Sequence[PosedScene], purpose: str) -> None:
+    """Raises InputError where a scene has no depth, which is needed for `purpose`."""
+    if lacking := [scene.name for scene in scenes if not scene.has_depth]:
+        raise InputError(f"{len(lacking)} of {len(scenes)} scenes have no depth (as {lacking[0]}), {purpose}; leave "
+                         "them out, or train a method that needs none (pos_feat)")

@@ -18,6 +18,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from kp_frontend.atomic import written_whole
+from kp_frontend.errors import InputError
+from kp_frontend.replay.scene_files import is_cut_short
 from kp_frontend.resources import cache_folder
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
@@ -126,8 +129,8 @@ def _fault(path: Path) -> str:
         return "unreadable"
     if not len(data):
         return "empty"
-    if data[:2].tobytes() == b"\xff\xd8" and data[len(data) // 2 :].tobytes().rfind(b"\xff\xd9") < 0:
-        return "cut short"  # OpenCV decodes it, grey below the cut
+    if is_cut_short(data):
+        return "cut short"
     try:
         image, shrunk = cv2.imdecode(data, cv2.IMREAD_REDUCED_GRAYSCALE_8), 8
     except cv2.error:
@@ -163,9 +166,7 @@ def _load(folder: Path) -> dict[ImageFile, str]:
 
 def _save(folder: Path, found: Mapping[ImageFile, str | None]) -> None:
     try:
-        file = _cache_file(folder)
-        beside = file.with_suffix(f".{os.getpid()}")
-        beside.write_text(json.dumps([[*key, fault] for key, fault in found.items()]))
-        os.replace(beside, file)
-    except OSError as error:
+        with written_whole(_cache_file(folder)) as beside:
+            beside.write_text(json.dumps([[*key, fault] for key, fault in found.items()]))
+    except (OSError, InputError) as error:
         log.warning("checked images are not remembered (%s); the next run checks them again", error)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kp_frontend.replay.summary import without_nan
+from kp_frontend.terminal import table_console
 from kp_training.evaluation.homography import Rows
 from kp_training.evaluation.protocols import Setting
 from kp_training.evaluation.published import Table as Published
 from kp_training.evaluation.published import notes, published
 from kp_training.evaluation.summary import MEAN, Estimate, Summary, differences, summarize
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _MOST_GROUPS = 12  # more sequences than this are in the JSON only
 _UNITS = "LE: pixels; matches, points: counts; all else: shares"
@@ -58,7 +62,6 @@ def labels(features: Sequence[str]) -> dict[str, str]:
 
 def print_table(outcome: Outcome, data: str) -> None:
     """The table of one preset, on the terminal or, into a file or pipe, as wide as it needs to be."""
-    from rich.console import Console
     from rich.table import Table
 
     columns = outcome.setting.protocol.columns
@@ -70,11 +73,16 @@ def print_table(outcome: Outcome, data: str) -> None:
         for row in _group_rows(outcome, group):
             table.add_row(*row)
         table.add_section()
-    console = Console()
-    console = console if console.is_terminal else Console(width=180)
-    console.print(f"\n[bold]homography, {outcome.setting}; {data}[/]", highlight=False, soft_wrap=True)
+    lines = (_UNITS, _NOISE, *([_DIFFERENCE] if outcome.differences else []), *notes(outcome.published))
+    show_table(f"homography, {outcome.setting}; {data}", table, lines, width=180)
+
+
+def show_table(title: str, table: Table, lines: Iterable[str], width: int) -> None:
+    """A table under its title, and `lines` that explain it; `width`: in characters, where there is no terminal."""
+    console = table_console(width)
+    console.print(f"\n[bold]{title}[/]", highlight=False, soft_wrap=True)
     console.print(table)
-    for line in (_UNITS, _NOISE, *([_DIFFERENCE] if outcome.differences else []), *notes(outcome.published)):
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True, style="dim")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError
 from kp_frontend.extractors.learned import network_input
 from kp_frontend.model_file import KEY, ModelMetadata
@@ -35,8 +34,7 @@ def export_onnx(
     import onnx
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        beside = Path(folder) / path.name
+    with written_whole(path) as beside:
         _trace(module, outputs, metadata, beside, points(images[0]) if points else {})
         model = onnx.load(str(beside))
         onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
@@ -49,7 +47,6 @@ def export_onnx(
         if not difference <= TOLERANCE:
             raise InputError(f"{path} not written: ONNX differs from PyTorch by {difference:.2g} of the largest value "
                              f"(at most {TOLERANCE:g} is allowed)")
-        os.replace(beside, path)
     return difference
 
 

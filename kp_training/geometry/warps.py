@@ -26,7 +26,7 @@ SLANT = 0.1
 class Warped(NamedTuple):
     """Points in the other view.
 
-    points: B×N×2 pixels; `AWAY` where they are not known or behind the camera; differentiable in the points warped.
+    points: B×N×2 pixels; `AWAY` behind the camera and where there is no depth; differentiable in the points warped.
     known: B×N bool, whether the points' places are right, inside the other image or not.
     visible: B×N bool, known, inside the other image where it shows its photograph, and not hidden there.
     """

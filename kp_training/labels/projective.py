@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from kp_frontend.decoding import find_peaks
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames
+from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames, need_depth
 from kp_training.geometry.homography import scale_homography
 from kp_training.geometry.sampling import inside, pixel_grid, sample
 from kp_training.geometry.warps import PosedView, Reprojection, nearest_surface
 from kp_training.labels.points import AdaptedLabels, Detect, LabelConfig, half_precision
 from kp_training.labels.store import Shard, kept_labels, labels_key
 
+PURPOSE = "by which labels are mapped between frames"
 PIXELS_AT_ONCE = 20 * 240 * 320
 SPAN = 8
 """Groups in the part of a scene that is labelled where not all are: 160 frames, enough for the paper's pairs."""
@@ -103,9 +104,7 @@ def label_scenes(
     Those of a group depend on the detector, the scene, the config, the seed and the group's place and nothing else.
     A frame that cannot be read has none.  Raises InputError for a scene without depth, and where the disk is full.
     """
-    if lacking := [scene.name for scene in scenes if not scene.has_depth]:
-        raise InputError(f"{len(lacking)} of {len(scenes)} scenes have no depth (as {lacking[0]}), by which labels are "
-                         "mapped between frames; leave them out, or train a method that needs none (pos_feat)")
+    need_depth(scenes, PURPOSE)
     frames, parts = SceneFrames(scenes), draw_parts(scenes, limit, config.group, seed)
     folders = {number: cache / labels_key(detector, scenes[number].identity, config, seed)
                for number in {number for number, _, _ in parts}}
@@ -114,19 +113,23 @@ def label_scenes(
     shards = [Shard(folders[number] / f"{first:06d}-{stop - first}.npz", frames.start(number) + np.arange(first, stop))
               for number, first, stop in groups]
     others = min(config.others, config.group - 1)
-    labels = kept_labels(shards, lambda indices: _label_group(detector, frames, indices, config, seed, device), config,
-                         f"frames, with {others} others mapped into each")
+    lost: list[str] = []
+    labels = kept_labels(shards, lambda indices: _label_group(detector, frames, indices, config, seed, device, lost),
+                         config, f"frames, with {others} others mapped into each")
+    if lost:
+        log.warning("%d of %d frames cannot be read and have no labels; the first: %s", len(lost), len(labels.indices),
+                    lost[0])
     return tuple(part_of(scenes[number], start, stop) for number, start, stop in parts), labels
 
 
 def _label_group(
     detector: nn.Module, frames: SceneFrames, indices: np.ndarray, config: ProjectiveConfig, seed: int,
-    device: torch.device,
+    device: torch.device, lost: list[str],
 ) -> Iterator[np.ndarray]:
-    """Points of each of the frames of a group, none of those that cannot be read."""
+    """Points of each of the frames of a group, none of those that cannot be read; why they cannot goes into `lost`."""
     scene, first = frames.locate(int(indices[0]))
     with ThreadPoolExecutor(4) as reader:
-        read = list(reader.map(lambda number: _read(frames.scenes[scene], first + number), range(len(indices))))
+        read = list(reader.map(lambda number: _read(frames.scenes[scene], first + number, lost), range(len(indices))))
     readable = [frame for frame in read if frame is not None]
     drawn = draw_others(len(readable), config.others, np.random.default_rng([seed, 6, first]))
     points = iter(adapt_frames(detector, readable, drawn, config, device) if readable else ())
@@ -275,12 +278,11 @@ def draw_parts(scenes: Sequence[PosedScene], limit: int, group: int, seed: int) 
     return parts
 
 
-def _read(scene: PosedScene, number: int) -> PosedFrame | None:
-    """A frame, None where it cannot be read, which is said."""
+def _read(scene: PosedScene, number: int, lost: list[str]) -> PosedFrame | None:
     try:
         return scene[number]
     except InputError as error:
-        log.warning("frame %s of %s is left without labels: %s", scene.names[number], scene.name, error)
+        lost.append(f"{scene.name}: {error}")
         return None
 
 

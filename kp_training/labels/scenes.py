@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.errors import InputError
-from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames
+from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames, need_depth
 from kp_training.labels.edges import CELL, choose_points
 from kp_training.labels.expectation import Expectation, VoxelGrid
 from kp_training.labels.points import AdaptedLabels, Detect, LabelConfig, half_precision
 from kp_training.labels.store import Shard, kept_labels, labels_key
 
+PURPOSE = "by which a frame's points are found in others"
 AT_ONCE = 4
 PAPER_PIXELS = 480 * 640
 METRIC_VOXEL = 0.005
@@ -113,10 +114,7 @@ def label_scenes(
     detector: a Detect in evaluation mode on `device`.  Frames that cannot be read have none.
     Raises InputError where a scene has no depth or the disk is full.
     """
-    for scene in scenes:
-        if not scene.has_depth:
-            raise InputError(f"scene {scene.name} has no depth, without which no frame's points are found in another; "
-                             "give scenes with depth, or another method, as pos_feat, which learns from poses alone")
+    need_depth(scenes, PURPOSE)
     frames = SceneFrames(scenes)
     starts = [frames.start(number) for number in range(len(scenes))]
     folders = [cache / labels_key(detector, scene.identity, config, 0) for scene in scenes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError
 from kp_training.labels.points import AdaptedLabels, LabelConfig
 
@@ -91,14 +91,11 @@ def _read(shard: Shard) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _write(file: Path, labels: tuple[np.ndarray, np.ndarray]) -> None:
-    beside = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as stream:
+        with written_whole(file) as beside, beside.open("wb") as stream:
             np.savez(stream, counts=labels[0], points=labels[1])
-        os.replace(beside, file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise InputError(f"labels cannot be kept in {file.parent} ({error.strerror}); free some space there, or set "
                          "KP_FRONTEND_CACHE to a folder that has it, and resume the run") from error
 

@@ -29,6 +29,7 @@ from kp_training.networks.compact import CompactNet, DeployedCompact
 from kp_training.networks.ionet import WithOutliers
 from kp_training.networks.keypoint_resnet import KeypointResnet
 from kp_training.networks.keypointnet import CellMaps, KeyPointNet
+from kp_training.settings import check_sides
 
 PAPER_TRAINING = {"batch_size": 8, "learning_rate": 1e-3, "schedule": "drop", "weight_decay": 0.0, "ema": 0.0,
                   "warmup": 0, "clip": 0.0}
@@ -244,11 +245,7 @@ def _variant(config: Kp2dConfig, objective: str) -> str:
 
 def _check_ranges(config: Kp2dConfig) -> None:
     _check_name("parity", config.parity, PARITIES)
-    multiple = NETWORKS[config.network].multiple
-    for name in ("height", "width"):
-        side = getattr(config, name)
-        if side < 0 or side % multiple or 0 < side < 32:
-            raise InputError(f"{name}={side}: expected a multiple of {multiple}, of at least 32, or 0 for auto")
+    check_sides(config, ("height", "width"), NETWORKS[config.network].multiple, 32)
     if not 0 <= config.turn_share <= 1 or not (0 <= config.dropout < 1 or config.dropout == -1):
         raise InputError(f"turn_share={config.turn_share:g}, dropout={config.dropout:g}: expected shares from 0 to 1")
     if min(config.hardness, config.temperature) <= 0:

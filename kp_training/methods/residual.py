@@ -22,6 +22,7 @@ from kp_training.data.pairs import HomographyPairs, PairConfig
 from kp_training.losses.residual import triplet_loss
 from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
 from kp_training.networks.residual import ResidualNet
+from kp_training.settings import check_least
 
 # Two epochs of COCO's 118,000 photographs, four a step.
 PAPER_TRAINING = {"steps": 59000, "batch_size": 4, "learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0,
@@ -64,10 +65,8 @@ class Residual:
     Config = ResidualConfig
 
     def __init__(self, config: ResidualConfig) -> None:
-        for name, least in {"points": 2, "channels": 1, "height": 32, "width": 32, "contrast": 0, "margin": 0,
-                            "safe_radius": 0, "match_radius": 0}.items():
-            if getattr(config, name) < least:
-                raise InputError(f"{name}={getattr(config, name):g}: expected at least {least}")
+        check_least(config, {"points": 2, "channels": 1, "height": 32, "width": 32, "contrast": 0, "margin": 0,
+                             "safe_radius": 0, "match_radius": 0})
         if config.height % ResidualNet.size_multiple or config.width % ResidualNet.size_multiple:
             raise InputError(f"height={config.height}, width={config.width}: expected multiples of "
                              f"{ResidualNet.size_multiple}")

@@ -8,7 +8,9 @@
 
 The first detector is random: convolutions, random or not, answer alike to what looks alike.  The stages ``em1`` …
 are the rounds.  The paper takes its descriptors from a trained SuperPoint, a second network (``descriptor_weights``);
-without such a file, the stage ``describe`` trains that network on pairs of posed views.
+without such a file, the stage ``describe`` trains that network on pairs of posed views.  What the
+runtime does alike for all methods leaves the paper: it samples descriptors bilinearly (there bicubically), pads images
+by their edge's pixels (mirrored), and matches mutually (not stated).
 
 ``network=compact`` is ours for small machines: one network, whose full-resolution logits are read as in
 ``superpoint.py``; its last stage learns descriptors beside the last round's labels.
@@ -27,19 +29,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.errors import InputError
 from kp_training.augment import STYLES
 from kp_training.data.labelled_views import LabelledViews, ViewBatch
 from kp_training.data.pairs import GEOMETRIES, PairConfig
-from kp_training.data.posed import PosedScene, SceneFrames
+from kp_training.data.posed import PosedScene, SceneFrames, need_depth
 from kp_training.data.posed_pairs import PosedBatch, PosedPairConfig, PosedPairs
-from kp_training.labels.scenes import ExpectationConfig, SceneLabels, label_scenes, read_greys, some_frames
+from kp_training.labels.scenes import PURPOSE, ExpectationConfig, SceneLabels, label_scenes, read_greys, some_frames
 from kp_training.losses.heat_map import heat_map_loss
 from kp_training.losses.superpoint import DESCRIPTOR_LOSSES
 from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
-from kp_training.methods.sedm_networks import KINDS, Deployed, detector_of
+from kp_training.methods.sedm_networks import KINDS, detector_of
 from kp_training.networks.sedm import SedmNet, keep_frozen, settle
-from kp_training.networks.superpoint import CELL, NORMS, SuperPointNet
+from kp_training.networks.superpoint import CELL, NORMS, Deployed, SuperPointNet
+from kp_training.settings import check_least, check_names, check_sides
 from kp_training.weights import load_initial
 
 FEWEST_LABELLED = 24
@@ -117,10 +120,9 @@ class Sedm:
     def __init__(self, config: SedmConfig) -> None:
         tables = {"network": KINDS, "norm": NORMS, "descriptor_loss": DESCRIPTOR_LOSSES, "geometry": GEOMETRIES,
                   "style": STYLES}
-        for name, table in tables.items():
-            if getattr(config, name) not in table:
-                raise unknown_name(f"sedm {name}", getattr(config, name), table)
+        check_names(config, tables, "sedm")
         self.config, self.kind = config, KINDS[config.network]
+        self.deployed = partial(Deployed, scores=self.kind.scores)
         _check(config, self.kind.size_multiple)
         self.given = bool(config.descriptor_weights) or not config.trunk
         ending = "given" if self.given else config.descriptor_loss
@@ -128,7 +130,7 @@ class Sedm:
 
     def stages(self) -> tuple[Stage, ...]:
         rounds = [Stage(f"em{number}", self._builder(number), partial(self._views, number=number), self._maximize,
-                        partial(Deployed, kind=self.kind, outputs=2 if self._given_in(number) else 1), self.kind.round,
+                        partial(self.deployed, outputs=2 if self._given_in(number) else 1), self.kind.round,
                         describes=self._given_in(number), start=partial(self._start, number=number))
                   for number in range(1, self.config.rounds + 1)]
         if self.given:
@@ -137,7 +139,7 @@ class Sedm:
         least = LEAST_BATCH.get(self.config.descriptor_loss, 1)
         training = training | {"batch_size": max(training["batch_size"], least)}
         network = partial(self.kind.both, self.config.norm, self.config.trunk)
-        describe = Stage("describe", network, self._pairs, self._describe, partial(Deployed, kind=self.kind, outputs=2),
+        describe = Stage("describe", network, self._pairs, self._describe, partial(self.deployed, outputs=2),
                          training, start=self._start_describing)
         return (*rounds, describe)
 
@@ -154,9 +156,14 @@ class Sedm:
         return self.given and number == self.config.rounds
 
     def _start(self, network: nn.Module, context: Context, number: int) -> None:
-        """The weights that a round starts from beside those of ``--init``."""
+        """The weights that a round starts from beside those of ``--init``.
+
+        Files that lack or do not fit are known here, before a scene is rendered.
+        """
+        if number == 1 and not self.config.trunk and not context.initial(network):
+            raise InputError("trunk=false keeps the layers of --init; give it a checkpoint of compact")
         if self.config.descriptor_weights:
-            describer = _read_describer(self.config)  # at the first round, so that a wrong file is known at once
+            describer = _read_describer(self.config)
             if isinstance(network, SedmNet):
                 network.describer.load_state_dict(describer)
         if number > 1 and self.config.warm:
@@ -192,6 +199,7 @@ class Sedm:
         """The scenes, or those of their frames that a round can afford to label."""
         expectation = self._expectation(1)
         scenes = context.scenes(expectation.height, expectation.width)
+        need_depth(scenes, PURPOSE)
         affordable = context.items * np.prod(self._view_size) // (expectation.height * expectation.width)
         return some_frames(scenes, self.config.frames or max(FEWEST_LABELLED, int(affordable)), context.seed)
 
@@ -199,7 +207,7 @@ class Sedm:
         """What the network before round `number` finds again, or if that is nothing, what the one before it did."""
         config = self._expectation(number)
         detector = context.trained(f"em{number - 1}") if number > 1 else self._first(context, scenes, config)
-        labels = label_scenes(Deployed(detector, self.kind, 1).eval(), scenes, config, context.cache, context.device)
+        labels = label_scenes(self.deployed(detector, outputs=1).eval(), scenes, config, context.cache, context.device)
         if labels.mean >= config.fewest:
             return labels
         if number > 1:
@@ -216,8 +224,6 @@ class Sedm:
             network = self._builder(1)()
         network = network.to(context.device)
         if not context.initial(network):
-            if not self.config.trunk:
-                raise InputError("trunk=false keeps the layers of --init; give it a checkpoint of compact")
             settle(detector_of(network), read_greys(scenes, SETTLING, config, context.device))
         return network.eval()
 
@@ -247,7 +253,9 @@ class Sedm:
             descriptors = run(network.describer, images)
             return {"loss": loss(*descriptors.chunk(2), batch.warp(), batch.mask0, batch.mask1)}
         logits, descriptors, _ = run(network, images)
-        labels, mask = torch.cat([batch.labels0, batch.labels1]), torch.cat([batch.mask0, batch.mask1])
+        labels = torch.cat([batch.labels0, batch.labels1])
+        # Without depth nothing could be found again, which does not mean that there is no point.
+        mask = torch.cat([batch.mask0 & (batch.depth0 > 0), batch.mask1 & (batch.depth1 > 0)])
         # A cell's share, as superpoint's is: beside another loss, the size of the images would tell.
         detector = self._heat(logits, labels, mask) / (labels[0].numel() / CELL**2)
         descriptor = loss(*descriptors.chunk(2), batch.warp(), batch.mask0, batch.mask1)
@@ -262,15 +270,9 @@ def _read_describer(config: SedmConfig) -> dict[str, Tensor]:
 
 
 def _check(config: SedmConfig, multiple: int) -> None:
-    for name in ("frame_height", "frame_width", "height", "width", "pair_height", "pair_width"):
-        side = getattr(config, name)
-        if side and (side < 64 or side % multiple):
-            raise InputError(f"{name}={side}: expected a multiple of {multiple}, of at least 64, or 0 for auto")
-    leasts = {"rounds": 1, "anneal_every": 1, "voxel": 0, "voxel_share": 1e-6, "least_angle": 0, "smoothing": 0,
-              "fewest": 1, "frames": 0}
-    for name, least in leasts.items():
-        if getattr(config, name) < least:
-            raise InputError(f"{name}={getattr(config, name)}: expected at least {least}")
+    check_sides(config, ("frame_height", "frame_width", "height", "width", "pair_height", "pair_width"), multiple)
+    check_least(config, {"rounds": 1, "anneal_every": 1, "voxel": 0, "voxel_share": 1e-6, "least_angle": 0,
+                         "smoothing": 0, "fewest": 1, "frames": 0})
     if not 0 < config.threshold < 1:
         raise InputError(f"threshold={config.threshold:g}: expected a probability between 0 and 1")
     words = config.points.split(",")

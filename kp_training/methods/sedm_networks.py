@@ -17,18 +17,6 @@ from kp_training.networks.sedm import SedmDetector, SedmNet
 from kp_training.networks.superpoint import CELL, scores_of_cells
 
 
-class Deployed(nn.Module):
-    """Grey B×1×H×W in [0, 1] → B×1×H×W probabilities, and with 2 `outputs` also B×D×h×w descriptors."""
-
-    def __init__(self, network: nn.Module, kind: Kind, outputs: int) -> None:
-        super().__init__()
-        self.network, self.kind, self.outputs = network, kind, outputs
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        logits, *others = self.network(image)
-        return (self.kind.scores(logits), *others[: self.outputs - 1])
-
-
 @dataclass(frozen=True)
 class Kind:
     """What differs between the networks.

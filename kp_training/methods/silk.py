@@ -35,6 +35,7 @@ from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_fl
 from kp_training.methods.compact_objective import DualSoftmaxConfig, dual_softmax_objective
 from kp_training.networks.compact import CompactNet, DeployedCompact
 from kp_training.networks.silk import LENGTH, MARGIN, DeployedSilk, SilkNet
+from kp_training.settings import check_sides
 
 PAPER_CHANNELS = 64
 PAPER_TRAINING = {"steps": 100_000, "batch_size": 1, "learning_rate": 1e-4, "schedule": "constant",
@@ -178,11 +179,7 @@ class Silk:
 
 
 def _check_ranges(config: SharedConfig, kind: Kind) -> None:
-    for name in ("height", "width"):
-        side = getattr(config, name)
-        if side and (side < kind.least or side % kind.multiple):
-            raise InputError(f"{name}={side}: expected a multiple of {kind.multiple}, of at least {kind.least}, or 0 "
-                             "for auto")
+    check_sides(config, ("height", "width"), kind.multiple, kind.least)
     if config.channels < 1 or config.block < 1 or config.positions < -1:
         raise InputError(f"channels={config.channels}, block={config.block}, positions={config.positions}: expected at "
                          "least 1, 1 and -1")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_training.data.pairs import PairBatch
-from kp_training.data.posed import SceneFrames
+from kp_training.data.posed import SceneFrames, need_depth
 from kp_training.data.posed_pairs import CHOICES, PosedBatch, PosedPairConfig, PosedPairs
 from kp_training.methods.base import Context, Run
 from kp_training.methods.silk import PAPER_CHANNELS, REDUCED_POSITIONS, SharedConfig, Silk
@@ -90,9 +90,7 @@ class SilkPrp(Silk):
         height, width = config.height or sides[0], config.width or sides[1]
         closest = config.closest or (COMPACT_CLOSEST if self.kind.corners else 1.0)
         scenes = context.scenes(round(closest * height), round(closest * width))
-        if flat := [scene.name for scene in scenes if not scene.has_depth]:
-            raise InputError(f"{', '.join(flat)}: no depth, which silk_prp needs; leave them out, or train pos_feat, "
-                             "which does without")
+        need_depth(scenes, "by which pixels are found in the other view")
         by_order = "offset" if all(scene.ordered for scene in scenes) else "overlap"
         pairs = PosedPairConfig(
             choice=by_order if config.choice == "auto" else config.choice, least_offset=config.least_offset,

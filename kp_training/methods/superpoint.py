@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.errors import InputError
 from kp_training.augment import STYLES
 from kp_training.data.images import Chosen
 from kp_training.data.pairs import GEOMETRIES, HomographyPairs, PairBatch, PairConfig
@@ -37,7 +37,8 @@ from kp_training.losses.detection import shift_grid, with_dustbin
 from kp_training.losses.superpoint import CELL, DESCRIPTOR_LOSSES, detector_loss
 from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
 from kp_training.networks.compact import CompactNet
-from kp_training.networks.superpoint import NORMS, MagicPointNet, SuperPointNet, scores_of_cells
+from kp_training.networks.superpoint import NORMS, Deployed, MagicPointNet, SuperPointNet, scores_of_cells
+from kp_training.settings import check_least, check_names, check_sides
 from kp_training.weights import load_initial
 
 FEWEST_LABELLED = 8
@@ -113,9 +114,7 @@ class SuperPoint:
     def __init__(self, config: SuperPointConfig) -> None:
         tables = {"network": KINDS, "norm": NORMS, "descriptor_loss": DESCRIPTOR_LOSSES, "geometry": GEOMETRIES,
                   "style": STYLES}
-        for name, table in tables.items():
-            if getattr(config, name) not in table:
-                raise unknown_name(f"superpoint {name}", getattr(config, name), table)
+        check_names(config, tables, "superpoint")
         self.config, self.kind = config, KINDS[config.network]
         check_ranges(config, self.kind.size_multiple, ("height", "width"), LEASTS)
         norm = f"-{config.norm}" if config.network == "superpoint" else ""
@@ -130,7 +129,7 @@ class SuperPoint:
                         self._deployed_detector, kind.round, describes=False, start=self._start(teacher))
                   for teacher, name in itertools.pairwise(names))
         joint = Stage("joint", partial(kind.build, self.config.norm, True), partial(self._pairs, teacher=names[-1]),
-                      self._join, partial(Deployed, kind=kind, outputs=2),
+                      self._join, partial(Deployed, scores=kind.scores, outputs=2),
                       self._joint_training(), start=self._start(names[-1]))
         return (joint,) if self.config.teacher else (first, *rounds, joint)
 
@@ -146,7 +145,7 @@ class SuperPoint:
         return self.kind.build(self.config.norm, False)
 
     def _deployed_detector(self, network: nn.Module) -> nn.Module:
-        return Deployed(network, self.kind, outputs=1)
+        return Deployed(network, self.kind.scores, outputs=1)
 
     def _start(self, teacher: str) -> Callable[[nn.Module, Context], None] | None:
         def load(network: nn.Module, context: Context) -> None:
@@ -164,7 +163,7 @@ class SuperPoint:
 
     def detector(self, teacher: str, context: Context) -> nn.Module:
         """What labels: a Detect (see ``labels.points``) in evaluation mode on the context's device."""
-        return Deployed(self._trained(teacher, context), self.kind, outputs=1).eval()
+        return Deployed(self._trained(teacher, context), self.kind.scores, outputs=1).eval()
 
     def _shapes(self, context: Context) -> Dataset:
         height, width = self.kind.shapes
@@ -209,18 +208,6 @@ class SuperPoint:
         return {"loss": detector + descriptor, "detector": detector, "descriptor": descriptor}
 
 
-class Deployed(nn.Module):
-    """B×C×H×W image → B×1×H×W probabilities, and with 2 `outputs` also B×D×h×w descriptors."""
-
-    def __init__(self, network: nn.Module, kind: Kind, outputs: int) -> None:
-        super().__init__()
-        self.network, self.kind, self.outputs = network, kind, outputs
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        logits, *others = self.network(image)
-        return (self.kind.scores(logits), *others[: self.outputs - 1])
-
-
 def _build_superpoint(norm: str, describes: bool) -> nn.Module:
     return SuperPointNet(norm) if describes else MagicPointNet(norm)
 
@@ -243,13 +230,8 @@ def _compact_cells(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor
 def check_ranges(config: Any, multiple: int, sides: Iterable[str], leasts: Mapping[str, int]) -> None:
     """Raises InputError for settings `sides` that are no `multiple` or below 64 (0 = auto), or that are below `leasts`,
     or for an ``adapt_threshold`` that is no probability."""
-    for name in sides:
-        side = getattr(config, name)
-        if side and (side < 64 or side % multiple):
-            raise InputError(f"{name}={side}: expected a multiple of {multiple}, of at least 64, or 0 for auto")
-    for name, least in leasts.items():
-        if getattr(config, name) < least:
-            raise InputError(f"{name}={getattr(config, name)}: expected at least {least}")
+    check_sides(config, sides, multiple)
+    check_least(config, leasts)
     if not 0 < config.adapt_threshold < 1:
         raise InputError(f"adapt_threshold={config.adapt_threshold:g}: expected a probability between 0 and 1")
 

@@ -10,22 +10,26 @@ labels and pairs come from:
 - ``joint``: the last detector's labels, and descriptors of two frames far apart, in one network.
 
 With ``hyb`` the rounds are SuperPoint's own, by homographic adaptation on photographs, and their last detector labels
-the frames of the joint stage.
+the frames of the joint stage, here by projective adaptation as well (how they do is not stated).  The runtime samples
+descriptors bilinearly, where the code enlarges their map bicubically.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch.utils.data import Dataset
 
-from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.errors import InputError
 from kp_training.augment import STYLES
+from kp_training.data.posed import PosedScene, need_depth
 from kp_training.data.posed_pairs import CHOICES, PosedPairConfig, PosedPairs
-from kp_training.labels.projective import ProjectiveConfig, label_scenes
+from kp_training.labels.projective import PURPOSE, ProjectiveConfig, label_scenes
 from kp_training.methods.base import Context, Decoding, Stage
 from kp_training.methods.superpoint import KINDS, SuperPoint, SuperPointConfig, check_ranges
+from kp_training.settings import check_names
 
 FEWEST_LABELLED = 40
 VIEWS = {"superpoint": ((480, 640), (240, 320)), "compact": ((192, 256), (192, 256))}
@@ -92,9 +96,7 @@ class SuperPointPrp:
     Config = SuperPointPrpConfig
 
     def __init__(self, config: SuperPointPrpConfig) -> None:
-        for name, table in (("network", KINDS), ("style", STYLES), ("choice", ("auto", *CHOICES))):
-            if getattr(config, name) not in table:
-                raise unknown_name(f"superpoint_prp {name}", getattr(config, name), table)
+        check_names(config, {"network": KINDS, "style": STYLES, "choice": ("auto", *CHOICES)}, "superpoint_prp")
         multiple = KINDS[config.network].size_multiple
         check_ranges(config, multiple, SIDES, LEASTS)
         if config.least_offset > config.most_offset:
@@ -124,28 +126,39 @@ class SuperPointPrp:
             rounds = [replace(stage, dataset=functools.partial(self._pairs, teacher=teacher, size=self.round_views))
                       for teacher, stage in zip(teachers, rounds)]
         pairs = functools.partial(self._pairs, teacher=teachers[-1], size=self.views)
+        first = replace(first, dataset=functools.partial(self._look_first, first.dataset))
         return (first, *rounds, replace(joint, dataset=pairs))
 
     def decoding(self) -> Decoding:
         return self.superpoint.decoding()
+
+    def _look_first(self, dataset: Callable[[Context], Dataset], context: Context) -> Dataset:
+        """`dataset`, after it is known that the scenes will do for the stages to come."""
+        scenes = context.scenes(*self.views)
+        need_depth(scenes, PURPOSE)
+        PosedPairs(scenes, self._choice(scenes, self.views), context.seed)
+        return dataset(context)
+
+    def _choice(self, scenes: Sequence[PosedScene], size: tuple[int, int]) -> PosedPairConfig:
+        """How pairs of views of `size` are chosen and made."""
+        config = self.config
+        choice = "offset" if all(scene.ordered for scene in scenes) else "overlap"
+        return PosedPairConfig(
+            choice=choice if config.choice == "auto" else config.choice, least_offset=config.least_offset,
+            most_offset=config.most_offset, style=config.style, height=size[0], width=size[1],
+        )
 
     def _pairs(self, context: Context, teacher: str, size: tuple[int, int]) -> Dataset:
         """Pairs of frames, each with the labels that the network of stage `teacher` gave it.
 
         The paper does not state the labels of the second frame; ours are its own, not the first one's mapped into it.
         """
-        config = self.config
         detector = self.superpoint.detector(teacher, context)
         # Of one size for all stages: rendered once, and labelled as large as they are.
         scenes = context.scenes(*self.views)
         scenes, labels = label_scenes(detector, scenes, self._labelled(context.items, size), self.adaptation,
                                       context.seed, context.cache, context.device)
-        choice = "offset" if all(scene.ordered for scene in scenes) else "overlap"
-        pairs = PosedPairConfig(
-            choice=choice if config.choice == "auto" else config.choice, least_offset=config.least_offset,
-            most_offset=config.most_offset, style=config.style, height=size[0], width=size[1],
-        )
-        return PosedPairs(scenes, pairs, context.seed, labels)
+        return PosedPairs(scenes, self._choice(scenes, size), context.seed, labels)
 
     def _labelled(self, items: int, size: tuple[int, int]) -> int:
         """How many frames to label for `items` pairs of `size`, at two passes (scores, and their mapping) a frame."""

@@ -6,7 +6,7 @@ Three orders of the same layers are about (METHODS.md section 2): with batch nor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -114,3 +114,18 @@ class SuperPointNet(MagicPointNet):
 def scores_of_cells(logits: Tensor) -> Tensor:
     """B×1×H×W probabilities of `logits` (B×65×H/8×W/8): the softmax of each cell without its dustbin."""
     return F.pixel_shuffle(logits.softmax(1)[:, :-1], CELL)
+
+
+class Deployed(nn.Module):
+    """B×C×H×W image → B×1×H×W probabilities, and with 2 `outputs` also B×D×h×w descriptors.
+
+    scores: the first of the network's outputs → B×1×H×W probabilities.
+    """
+
+    def __init__(self, network: nn.Module, scores: Callable[[Tensor], Tensor], outputs: int) -> None:
+        super().__init__()
+        self.network, self.scores, self.outputs = network, scores, outputs
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        logits, *others = self.network(image)
+        return (self.scores(logits), *others[: self.outputs - 1])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.replay.scene_files import IMAGE_SUFFIXES
 from kp_training.data.layouts.bags import SUFFIXES, read_bag
 from kp_training.data.layouts.multiview import read_blended_mvs, read_colmap
 from kp_training.data.layouts.nerf import TRANSFORMS, read_nerf, read_transforms
@@ -74,6 +75,9 @@ def open_posed(path: str | Path, layout: str | None = None) -> list[PosedScene]:
     found = list(_find(source, layout, DEPTH_OF_FOLDERS))
     if layout is not None and not found:
         found = [(source, layout)]  # its reader says what is missing
+    if not found and any(path.suffix.lower() in IMAGE_SUFFIXES for path in source.iterdir()):
+        raise InputError(f"{source} holds images, but no poses with them; as photographs they are photos:{source}, for "
+                         "a method that learns from single images")
     if not found:
         looked = "; ".join(f"{name}: {' or '.join(row.markers)}" for name, row in LAYOUTS.items())
         raise InputError(f"{source} holds no posed scene that we know; looked for ({looked})")

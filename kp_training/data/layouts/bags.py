@@ -35,7 +35,7 @@ def read_bag(source: Path, name: str) -> PosedScene:
     if not folder.is_dir():
         with _open(source) as sequence:
             scene = _as_scene(sequence, name)
-            log.info("%s: %d frames are read from the bag into %s", source, len(scene), folder)
+            print(f"{source}: {len(scene)} frames are read from the bag into {folder}", flush=True)
             _keep(scene, folder)
     return read_ours(folder, name)
 
@@ -64,8 +64,6 @@ def _open(source: Path) -> BagSequence:
         options = BagOptions(ground_truth=_pose_topic(sequence), mode="rgbd" if sequence.topics.depth else "mono")
         sequence.__exit__(None, None, None)
         sequence = BagSequence(source, options)
-    for warning in sequence.warnings:
-        log.warning("%s", warning)
     return sequence
 
 
@@ -82,10 +80,14 @@ def _pose_topic(sequence: BagSequence) -> str:
 def _as_scene(sequence: BagSequence, name: str) -> PosedScene:
     """The frames of an open bag that poses cover; to be read in their order, once."""
     if sequence.camera is None:
-        raise InputError(f"{sequence.path}: {'; '.join(sequence.warnings)}")
+        said = "; ".join(warning.partition(": features are measured")[0] for warning in sequence.warnings)
+        raise InputError(f"{sequence.path}: {said}; record camera_info with the images, or make a scene folder of them "
+                         "with intrinsics.yaml")
     truth = sequence.ground_truth
     if truth is None or not truth.oriented:
         raise InputError(f"{sequence.path}: {sequence.topics.ground_truth} holds no poses with rotations")
+    for warning in sequence.warnings:
+        log.warning("%s", warning)
     poses = poses_at(truth, sequence.stamps)
     covered = [k for k, pose in enumerate(poses) if pose is not None]
     if not covered:

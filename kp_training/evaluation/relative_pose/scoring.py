@@ -16,10 +16,15 @@ from kp_frontend.geometry import absolute_pose, depth_at, unproject
 from kp_frontend.matching import match
 from kp_frontend.tracking import Tracker, load_tracker
 from kp_training.evaluation.homography import cached_extractor
-from kp_training.evaluation.pose_metrics import direction_error, epipolar_errors, position_error, rotation_error
-from kp_training.evaluation.pose_pairs import PosePair, PoseSource, View
-from kp_training.evaluation.pose_protocols import NORMALISED, PIXELS, PoseSetting
-from kp_training.evaluation.pose_solvers import SOLVERS, Solution
+from kp_training.evaluation.relative_pose.metrics import (
+    direction_error,
+    epipolar_errors,
+    position_error,
+    rotation_error,
+)
+from kp_training.evaluation.relative_pose.pairs import PosePair, PoseSource, View
+from kp_training.evaluation.relative_pose.protocols import NORMALISED, PIXELS, PoseSetting
+from kp_training.evaluation.relative_pose.solvers import SOLVERS, Solution
 from kp_training.workers import run_tasks
 
 CHUNK = 40  # pairs a task

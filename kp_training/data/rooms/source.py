@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +19,16 @@ import cv2
 import numpy as np
 import yaml
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError
+from kp_frontend.progress import progress_bar
 from kp_frontend.replay.flight import photographs
 from kp_frontend.replay.trajectory import Trajectory, write_tum
 from kp_frontend.resources import cache_folder
 from kp_training.data.images import Images
 from kp_training.data.layouts.sequences import read_ours
 from kp_training.data.posed import PosedScene
-from kp_training.data.rooms import FORMAT, Room, make_room
+from kp_training.data.rooms.room import FORMAT, Room, make_room
 from kp_training.workers import run_tasks
 
 FRAMES = 160
@@ -117,15 +119,15 @@ def _render_missing(scenes: Sequence[Path], recipe: RoomFrames, jobs: int) -> No
     if not missing:
         return
     jobs = max(1, min(jobs, len(tasks)))
-    log.info("rendering %d scenes, %d frames of %d×%d, once: about %d s on %d cores; kept in %s", len(missing), frames,
-             recipe.width, recipe.height, math.ceil(frames * recipe.height * recipe.width * COST / jobs), jobs,
-             scenes[0].parent)
+    seconds = math.ceil(frames * recipe.height * recipe.width * COST / jobs)
+    print(f"rendering {len(missing)} scenes, {frames} frames of {recipe.width}×{recipe.height}, once: about "
+          f"{seconds} s on {jobs} cores; kept in {scenes[0].parent}", flush=True)
     left = Counter(task.number for task in tasks)
     for number in set(missing) - set(left):
         _complete(recipe, number, scenes[number])
-    with _progress("rendering scenes", frames) as advance:
+    with progress_bar("rendering scenes", frames) as bar:
         for which, done in run_tasks(RenderChunk(recipe), tasks, jobs):
-            advance(done)
+            bar.advance(done)
             number = tasks[which].number
             left[number] -= 1
             if not left[number]:
@@ -163,9 +165,8 @@ class RenderChunk:
             if not target.is_file():
                 image, depth = room.frame(number, poses[number], camera)
                 _save_depth(chunk.folder / "depth" / f"{number:06d}", depth, recipe.exact)
-                beside = target.with_name("." + target.name)
-                _write_image(beside, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
-                beside.replace(target)  # last of all: where it is, the frame is complete
+                with written_whole(target) as beside:  # last of all: where it is, the frame is complete
+                    _write_image(beside, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
         return len(chunk.frames)
 
 
@@ -229,17 +230,6 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("another process renders the same scenes into %s; waiting for it", path.parent)
+            print(f"another process renders the same scenes into {path.parent}; waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)

@@ -19,8 +19,8 @@ from kp_frontend.features import Features
 from kp_frontend.matching import match
 from kp_training.data.overlap import pose_overlap
 from kp_training.data.posed import PosedFrame, PosedScene
-from kp_training.evaluation.conventions import combinations, read_as
-from kp_training.evaluation.reprojection import (
+from kp_training.evaluation.scene_check.conventions import combinations, read_as
+from kp_training.evaluation.scene_check.reprojection import (
     SHARE,
     agreement,
     fundamental_matrix,
@@ -77,7 +77,7 @@ class SceneCheck:
 
     size: width and height of a frame.  intrinsics: fx, fy, cx, cy.  path: length of the cameras' way in order.
     depth_known: share of pixels.  depth_quantiles: 5, 50 and 95 %.  unreadable: of the frames looked at.
-    good: None where too little could be compared.
+    good: None where too little could be compared.  mistake: the convention that explains what is wrong, "" for none.
     """
 
     name: str
@@ -94,6 +94,12 @@ class SceneCheck:
     pairs: tuple[PairCheck, ...]
     good: bool | None
     verdict: str
+    mistake: str
+
+    @property
+    def agree(self) -> float:
+        """Of all that was compared, the share that agrees; 0 where nothing was."""
+        return pooled(self.pairs)
 
 
 class View:
@@ -146,8 +152,10 @@ def check_scene(
 ) -> SceneCheck:
     """Compare pairs of frames of a scene at `strides`; `advance` is told how many of how many are done.
 
-    Raises InputError where no frame can be read.
+    Raises InputError where no frame can be read, or there is but one.
     """
+    if len(scene) < 2:
+        raise InputError(f"{scene.name} has {len(scene)} usable frame, expected 2 or more: nothing to compare it with")
     pairs, views, rivals = pairs_of(scene, strides), Views(scene), Rivals(scene.has_depth)
     tried = set(np.random.default_rng(0).permutation(len(pairs))[:TRIED].tolist())
     found, depths = [], []
@@ -208,24 +216,30 @@ class Rivals:
         return best if explains else 0, float(shares[best]), float(shares[0])
 
 
-def judge(has_depth: bool, found: Sequence[PairCheck], rivals: Rivals) -> tuple[bool | None, str]:
-    """Whether a scene's numbers fit together (None: nothing to tell by), and a sentence."""
+def judge(has_depth: bool, found: Sequence[PairCheck], rivals: Rivals) -> tuple[bool | None, str, str]:
+    """Whether a scene's numbers fit together (None: nothing to tell by), a sentence, and the mistake that it names."""
     numbers, what, least = (("poses and depth", "co-visible pixels agree", AGREE) if has_depth
                             else ("poses and matches", "matches lie on their epipolar lines", ON_LINE))
     compared = sum(pair.compared for pair in found)
     best, share, given = rivals.best()
     if best:
         conventions = rivals.combinations[best]
-        return False, (f"{numbers} do not agree: {given:.0%} of {what}; read as "
-                       f"{' and '.join(convention.name for convention in conventions)}, {share:.0%} would: "
-                       f"{', and '.join(convention.advice for convention in conventions)}")
+        mistake = " and ".join(convention.name for convention in conventions)
+        return False, (f"{numbers} do not agree: {given:.0%} of {what}; read as {mistake}, {share:.0%} would: "
+                       f"{', and '.join(convention.advice for convention in conventions)}"), mistake
     if compared < FEWEST:
-        return None, f"nothing to tell by: {compared} points could be compared in {len(found)} pairs of frames"
-    agree = sum(pair.agree * pair.compared for pair in found if pair.compared) / compared
+        return None, f"nothing to tell by: {compared} points could be compared in {len(found)} pairs of frames", ""
+    agree = pooled(found)
     if agree >= least:
-        return True, f"{numbers} agree: {agree:.0%} of {what}"
+        return True, f"{numbers} agree: {agree:.0%} of {what}", ""
     return False, (f"{numbers} do not agree: {agree:.0%} of {what}, and no usual mistake explains it; look at the "
-                   "pictures (--output) and at the intrinsics")
+                   "pictures (--output) and at the intrinsics"), ""
+
+
+def pooled(found: Sequence[PairCheck]) -> float:
+    """Of all pixels, or matches, of pairs, the share that agrees; 0 where there are none."""
+    agreed = sum(pair.agree * pair.compared for pair in found if pair.compared)
+    return float(agreed / max(sum(pair.compared for pair in found), 1))
 
 
 def _compare_depth(first: View, second: View, metric: bool) -> dict[str, float]:
@@ -287,7 +301,7 @@ def _spread(count: int, most: int) -> np.ndarray:
 
 def _summary(
     scene: PosedScene, sample: PosedFrame, unreadable: int, found: Sequence[PairCheck], depths: np.ndarray,
-    judged: tuple[bool | None, str],
+    judged: tuple[bool | None, str, str],
 ) -> SceneCheck:
     known = depths[depths > 0]
     quantiles = np.quantile(known, (0.05, 0.5, 0.95)) if len(known) else np.full(3, np.nan)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kp_training.data.materials import Palette
-from kp_training.data.rendering import Material, Surface, ball, rectangle, tube
+from kp_training.data.rooms.materials import Palette
+from kp_training.data.rooms.rendering import Material, Surface, ball, rectangle, tube
 
 SOLID = ("wood", "stone", "fabric", "photo", "tiles", "plaster")
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from kp_frontend.replay.summary import without_nan
-from kp_training.evaluation.pose_metrics import area_under_curve, pair_scores
-from kp_training.evaluation.pose_protocols import THRESHOLDS, PoseSetting, published_poses
-from kp_training.evaluation.relative_pose import PairResult, Results
-from kp_training.evaluation.report import labels, number
+from kp_training.evaluation.relative_pose.metrics import area_under_curve, pair_scores
+from kp_training.evaluation.relative_pose.protocols import THRESHOLDS, PoseSetting, published_poses
+from kp_training.evaluation.relative_pose.scoring import PairResult, Results
+from kp_training.evaluation.report import labels, number, show_table
 from kp_training.evaluation.summary import Estimate, estimate
 
 AREAS = tuple(f"AUC@{threshold}" for threshold in THRESHOLDS)
@@ -115,7 +115,6 @@ def _quantile(values: Sequence[Sequence[float]], share: float) -> float:
 
 def print_poses(outcome: PoseOutcome, data: str) -> None:
     """The table on the terminal or, into a file or pipe, as wide as it needs to be."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("pairs", "features", "solver")
@@ -125,12 +124,7 @@ def print_poses(outcome: PoseOutcome, data: str) -> None:
         for row in _rows(outcome, group):
             table.add_row(*row)
         table.add_section()
-    console = Console()
-    console = console if console.is_terminal else Console(width=200)
-    console.print(f"\n[bold]relative pose, {outcome.setting}; {data}[/]", highlight=False, soft_wrap=True)
-    console.print(table)
-    for line in notes(outcome):
-        console.print(line, highlight=False, soft_wrap=True, style="dim")
+    show_table(f"relative pose, {outcome.setting}; {data}", table, notes(outcome), width=200)
 
 
 def notes(outcome: PoseOutcome) -> list[str]:

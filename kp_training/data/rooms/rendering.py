@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 
 from kp_frontend.camera import CameraModel
-from kp_training.data.textures import Textures
+from kp_training.data.rooms.textures import Textures
 
 NEAR = 0.05  # metres; nothing nearer is drawn
 FLAT = ("rectangle", "disc")

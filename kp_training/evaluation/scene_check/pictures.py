@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from kp_training.data.posed import PosedFrame
-from kp_training.evaluation.reprojection import METRES, SHARE, agreement, fundamental_matrix, spread_pixels
+from kp_training.evaluation.scene_check.reprojection import METRES, SHARE, agreement, fundamental_matrix, spread_pixels
 
 WIDEST = 640
 """Pixels of one image in a picture."""

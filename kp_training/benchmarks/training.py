@@ -21,13 +21,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kp_frontend.errors import InputError
+from kp_frontend.isolated import Ended, call_isolated
+from kp_frontend.progress import Progress
 from kp_frontend.replay.summary import Percentiles
 from kp_frontend.resources import cache_folder
+from kp_training.benchmarks.memory import forget_peak, resident
 from kp_training.callbacks import AfterStep, ignore_interrupt, quiet_lightning
 from kp_training.data import open_images
 from kp_training.data.images import Images
 from kp_training.data.synthetic_shapes import SyntheticShapes
-from kp_training.isolated import Ended, Progress, call_isolated
 from kp_training.methods import find_method
 from kp_training.methods.base import Stage
 from kp_training.runs import build_run
@@ -270,20 +272,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def forget_peak(device: torch.device) -> None:
-    """Measure the peak of memory from here."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def resident(name: str) -> float:
-    """VmRSS (now) or VmHWM (peak) of this process in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith(f"{name}:"))) / 1024
 
 
 def drawing_speed(count: int, progress: Progress) -> float:

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from kp_training.data.procedural import ProceduralImages, clouds
-from kp_training.data.rendering import Material
-from kp_training.data.textures import Textures
+from kp_training.data.rooms.rendering import Material
+from kp_training.data.rooms.textures import Textures
 
 SIDE = 512  # texels of a made texture
 

@@ -218,7 +218,7 @@ def open_scene_pairs(
 def open_scenes(data: str) -> list[PosedScene]:
     """Posed scenes of a path, or ``rooms[:COUNT]`` that training never sees; InputError for what is neither."""
     from kp_training.data.layouts import open_posed
-    from kp_training.data.rooms_source import open_rooms
+    from kp_training.data.rooms.source import open_rooms
 
     kind, _, argument = data.partition(":")
     if kind != "rooms" or Path(data).exists():

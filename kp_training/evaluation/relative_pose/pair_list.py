@@ -9,7 +9,7 @@ import numpy as np
 
 from kp_frontend.errors import InputError
 from kp_frontend.replay.scene_files import read_image
-from kp_training.evaluation.pose_pairs import PosePair, View
+from kp_training.evaluation.relative_pose.pairs import PosePair, View
 from kp_training.evaluation.sequences import Size
 
 _FIELDS = 4 + 9 + 9 + 16

@@ -1,4 +1,4 @@
-"""One call in a process of its own, so that its peak of memory is its own and ends with it."""
+"""A function in a process of its own, so that its memory and processor time are its own and end with it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
 
-import kp_training
+import kp_frontend
 from kp_frontend.errors import InputError
-
-Progress = Callable[[int, int], None]
+from kp_frontend.progress import Progress
 
 
 class Ended(RuntimeError):
@@ -25,20 +24,16 @@ class Ended(RuntimeError):
         self.code = code
 
 
-def call_isolated(function: Callable[..., Any], *arguments: Any, progress: Progress) -> Any:
+def call_isolated(
+    function: Callable[..., Any], *arguments: Any, progress: Progress, name: str = "", quiet: bool = True
+) -> Any:
     """``function(*arguments, progress)`` of a module, in a fresh Python; arguments and result are pickled.
 
-    What it prints is not shown, but what it says to stderr is.
+    name: of what runs, for Ended (default: the function's).  quiet: what it prints is not shown; what it says to
+    stderr always is.
     Raises what the function raises of InputError and MemoryError, and Ended.
     """
-    ours, theirs = Pipe()
-    # multiprocessing would import the caller's main module again; a plain child needs nothing of it.
-    paths = [str(Path(kp_training.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    child = Popen(
-        [sys.executable, "-m", "kp_training.isolated", str(theirs.fileno())], pass_fds=[theirs.fileno()],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}, stdout=DEVNULL,
-    )
-    theirs.close()
+    ours, child = start(__name__, stdout=DEVNULL if quiet else None)
     try:
         ours.send((function, arguments))
         while True:
@@ -49,11 +44,27 @@ def call_isolated(function: Callable[..., Any], *arguments: Any, progress: Progr
                 raise content
             progress(*content)
     except (EOFError, ConnectionError):
-        raise Ended(function.__name__, child.wait()) from None
+        raise Ended(name or function.__name__, child.wait()) from None
     finally:
         ours.close()
         child.terminate()
         child.wait()
+
+
+def start(module: str, stdout: int | None = None, **environment: str) -> tuple[Connection, Popen]:
+    """Our end of a pipe, and a fresh Python that runs `module` with the number of the other end for its argument.
+
+    stdout: as of Popen.  environment: variables that it has beside ours.
+    A plain child: multiprocessing would import the caller's main module again, which `ros2 run` does not survive.
+    """
+    ours, theirs = Pipe()
+    paths = os.pathsep.join(filter(None, [str(Path(kp_frontend.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    try:
+        child = Popen([sys.executable, "-m", module, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdout=stdout,
+                      env={**os.environ, "PYTHONPATH": paths, **environment})
+    finally:
+        theirs.close()
+    return ours, child
 
 
 def _serve(connection: Connection) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from kp_frontend.camera import CameraModel
-from kp_training.data.furniture import INDOORS, OUTDOORS, Thing, box, house
-from kp_training.data.materials import Palette, Photographs
-from kp_training.data.rendering import Lamp, Surface, World, look, rectangle, render
+from kp_training.data.rooms.furniture import INDOORS, OUTDOORS, Thing, box, house
+from kp_training.data.rooms.materials import Palette, Photographs
+from kp_training.data.rooms.rendering import Lamp, Surface, World, look, rectangle, render
 
 FORMAT = 2
 """Changes whenever the same seed would give other pixels."""

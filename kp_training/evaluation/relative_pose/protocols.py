@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.evaluation.pose_solvers import SOLVERS
+from kp_training.evaluation.relative_pose.solvers import SOLVERS
 from kp_training.evaluation.sequences import FULL, Size
 
 THRESHOLDS = (1, 5, 10, 20)

@@ -10,11 +10,11 @@ import numpy as np
 
 from kp_frontend.errors import InputError
 from kp_training.evaluation.figures import STYLES, beside, caption
-from kp_training.evaluation.pose_metrics import epipolar_errors
-from kp_training.evaluation.pose_pairs import PosePair, PoseSource
-from kp_training.evaluation.pose_protocols import THRESHOLDS, PoseSetting
-from kp_training.evaluation.pose_report import PoseOutcome
-from kp_training.evaluation.relative_pose import PairResult, open_matcher
+from kp_training.evaluation.relative_pose.metrics import epipolar_errors
+from kp_training.evaluation.relative_pose.pairs import PosePair, PoseSource
+from kp_training.evaluation.relative_pose.protocols import THRESHOLDS, PoseSetting
+from kp_training.evaluation.relative_pose.report import PoseOutcome
+from kp_training.evaluation.relative_pose.scoring import PairResult, open_matcher
 from kp_training.evaluation.report import labels
 
 _WORST = 3

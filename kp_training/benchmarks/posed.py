@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 import torch
 
-from kp_training.benchmark import forget_peak, resident
+from kp_frontend.progress import Progress
+from kp_training.benchmarks.memory import forget_peak, resident
 from kp_training.data import open_scenes
 from kp_training.data.overlap import depth_overlap
 from kp_training.data.posed import PosedScene
 from kp_training.data.posed_pairs import PosedPairConfig, PosedPairs
-from kp_training.isolated import Progress
 from kp_training.labels.expectation import Expectation
 from kp_training.labels.projective import ProjectiveConfig, adapt_frames, draw_others
 from kp_training.labels.scenes import ExpectationConfig, voxel_grid
