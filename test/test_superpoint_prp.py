@@ -80,19 +80,23 @@ def test_stages_and_the_papers_numbers():
 def test_sizes():
     method = SuperPointPrp(SuperPointPrpConfig())
     assert (method.views, method.round_views) == ((480, 640), (240, 320))
+    assert (method.frames, method.closest) == (method.views, 1)
     asked = []
 
     def scenes(height, width):
         asked.append((height, width))
         raise InputError("enough")
 
-    for stage, config in itertools.product(range(1, 4), (SuperPointPrpConfig(), SuperPointPrpConfig(height=96))):
+    configs = (SuperPointPrpConfig(), SuperPointPrpConfig(height=96), SuperPointPrpConfig(network="compact"))
+    for stage, config in itertools.product(range(1, 4), configs):
         method = SuperPointPrp(config)
         context = replace(_context({name: method.stages()[0].network() for name in ("magicpoint", "round1", "round2")}),
                           scenes=scenes)
         with pytest.raises(InputError, match="enough"):
             method.stages()[stage].dataset(context)
-    assert asked == [(480, 640), (96, 640)] * 3, "of one size, so that they are rendered once"
+    assert asked == [(480, 640), (96, 640), (384, 512)] * 3, "of one size, so that they are rendered once"
+    close = method._choice(_context().scenes(1, 1), (192, 256))
+    assert (close.closest, close.height, close.width) == (2, 192, 256)
 
 
 def test_how_many_frames_are_labelled():

@@ -35,6 +35,7 @@ FEWEST_LABELLED = 40
 VIEWS = {"superpoint": ((480, 640), (240, 320)), "compact": ((192, 256), (192, 256))}
 """Height and width of the joint stage's views and the rounds'.  For the paper's network the joint stage's are the
 paper's; the rounds' are not stated: 32 images of SuperPoint's size."""
+CLOSEST = {"superpoint": 1.0, "compact": 2.0}
 
 SIDES = ("height", "width", "round_height", "round_width", "adapt_height", "adapt_width")
 LEASTS = {"rounds": 0, "group": 1, "others": 0, "least_offset": 1, "most_offset": 1, "warps": 1, "adapt_fewest": 0,
@@ -54,10 +55,12 @@ class SuperPointPrpConfig:
     choice: of pairs, see PosedPairConfig: ``offset`` is the paper's, ``overlap`` is for frames that are in no order;
         auto takes the first where all scenes are ordered.  least_offset, most_offset: frames.  style: of their light.
     height, width: of the joint stage's views, round_height, round_width: of the rounds', 0 = auto.
+    closest: see PosedPairConfig; frames are rendered, and labelled, as much larger than the joint stage's views.  0 = 2
+        for compact, so that its views are as sharp as what it will meet, and 1, the paper's.
     average, group, others: see ProjectiveConfig.  average: ``normalised`` is ours, ``patches`` the paper's, ``public``
         the public code's with its defect.
     adapt_threshold, adapt_fewest, adapt_points, adapt_height, adapt_width: see LabelConfig; of the last two 0 = auto,
-        as of the joint stage's views.
+        as of the frames.
     adapt_limit: at most so many frames (with hyb, also photographs) are labelled.  0: as many as a third of the time
         of the stage's training is enough for; with the paper's steps, all.
     warps: with hyb, see AdaptationConfig.
@@ -78,6 +81,7 @@ class SuperPointPrpConfig:
     width: int = 0
     round_height: int = 0
     round_width: int = 0
+    closest: float = 0.0
     average: str = "normalised"
     group: int = 20
     others: int = 14
@@ -99,6 +103,8 @@ class SuperPointPrp:
         check_names(config, {"network": KINDS, "style": STYLES, "choice": ("auto", *CHOICES)}, "superpoint_prp")
         multiple = KINDS[config.network].size_multiple
         check_ranges(config, multiple, SIDES, LEASTS)
+        if 0 < config.closest < 1:
+            raise InputError(f"closest={config.closest:g}: expected at least 1, or 0 for auto")
         if config.least_offset > config.most_offset:
             raise InputError(f"least_offset={config.least_offset}: expected at most most_offset={config.most_offset}")
         shared = ("network", "norm", "warm", "teacher", "descriptor_loss", "warps", "adapt_threshold", "adapt_fewest",
@@ -108,8 +114,10 @@ class SuperPointPrp:
         views, round_views = VIEWS[config.network]
         self.views = config.height or views[0], config.width or views[1]
         self.round_views = config.round_height or round_views[0], config.round_width or round_views[1]
+        self.closest = config.closest or CLOSEST[config.network]
+        self.frames = tuple(round(self.closest * side / multiple) * multiple for side in self.views)
         self.adaptation = ProjectiveConfig(
-            height=config.adapt_height or self.views[0], width=config.adapt_width or self.views[1], multiple=multiple,
+            height=config.adapt_height or self.frames[0], width=config.adapt_width or self.frames[1], multiple=multiple,
             threshold=config.adapt_threshold, fewest=config.adapt_fewest, points=config.adapt_points,
             group=config.group, others=config.others, average=config.average,
         )
@@ -134,7 +142,7 @@ class SuperPointPrp:
 
     def _look_first(self, dataset: Callable[[Context], Dataset], context: Context) -> Dataset:
         """`dataset`, after it is known that the scenes will do for the stages to come."""
-        scenes = context.scenes(*self.views)
+        scenes = context.scenes(*self.frames)
         need_depth(scenes, PURPOSE)
         PosedPairs(scenes, self._choice(scenes, self.views), context.seed)
         return dataset(context)
@@ -145,7 +153,7 @@ class SuperPointPrp:
         choice = "offset" if all(scene.ordered for scene in scenes) else "overlap"
         return PosedPairConfig(
             choice=choice if config.choice == "auto" else config.choice, least_offset=config.least_offset,
-            most_offset=config.most_offset, style=config.style, height=size[0], width=size[1],
+            most_offset=config.most_offset, style=config.style, height=size[0], width=size[1], closest=self.closest,
         )
 
     def _pairs(self, context: Context, teacher: str, size: tuple[int, int]) -> Dataset:
@@ -155,14 +163,14 @@ class SuperPointPrp:
         """
         detector = self.superpoint.detector(teacher, context)
         # Of one size for all stages: rendered once, and labelled as large as they are.
-        scenes = context.scenes(*self.views)
+        scenes = context.scenes(*self.frames)
         scenes, labels = label_scenes(detector, scenes, self._labelled(context.items, size), self.adaptation,
                                       context.seed, context.cache, context.device)
         return PosedPairs(scenes, self._choice(scenes, size), context.seed, labels)
 
     def _labelled(self, items: int, size: tuple[int, int]) -> int:
         """How many frames to label for `items` pairs of `size`, at two passes (scores, and their mapping) a frame."""
-        adapted_height, adapted_width = self.adaptation.size_of(*self.views)
+        adapted_height, adapted_width = self.adaptation.size_of(*self.frames)
         affordable = items * size[0] * size[1] // (adapted_height * adapted_width)
         return self.config.adapt_limit or max(FEWEST_LABELLED, affordable)
 
