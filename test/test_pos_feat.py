@@ -592,6 +592,8 @@ def test_pairs_are_views_of_scenes(depth, choice):
     assert (dataset.config.choice, dataset.config.aspect, dataset.config.color) == (choice, "stretch", "rgb")
     assert dataset.config.least_parallax > 0
     assert sizes == [(64, 96)]
+    close = PosFeat(PosFeatConfig(height=64, width=96, network="compact")).stages()[0].dataset(_context(scenes=scenes))
+    assert (sizes[1], close.config.closest) == ((128, 192), 2 if depth else 1)
     batch = default_collate([dataset[0], dataset[1]])
     assert batch.image0.shape == (2, 3, 64, 96)
     maps = torch.randn(2, 2, 8, 16, 24)

@@ -130,6 +130,7 @@ class PosFeatConfig:
     style: str = "auto"
     height: int = 0
     width: int = 0
+    closest: float = 0.0
 
 
 class Seen(NamedTuple):
@@ -151,7 +152,8 @@ class Kind:
     build: (coarse level, stage's name) → network.  see: what it gives for B×C×H×W images.
     described, deployed: of a network that describes only, and of one that detects too.
     views, cpu_views: height and width where the config leaves them open, on a GPU and on a CPU.
-    shift: whether the cells begin anywhere.  training: of each stage.  decoding: of the decoder ``full``.
+    closest: of the views, where all scenes have depth.  shift: whether the cells begin anywhere.
+    training: of each stage.  decoding: of the decoder ``full``.
     """
 
     build: Callable[[bool, str], nn.Module]
@@ -162,6 +164,7 @@ class Kind:
     style: str
     views: tuple[int, int]
     cpu_views: tuple[int, int]
+    closest: float
     shift: bool
     training: Mapping[str, dict[str, Any]]
     decoding: dict[str, Any]
@@ -203,13 +206,18 @@ class PosFeat:
         config, kind = self.config, self.kind
         views = kind.cpu_views if context.device.type == "cpu" else kind.views
         height, width = config.height or views[0], config.width or views[1]
-        scenes = context.scenes(height, width)
+        closest = config.closest or kind.closest
+        scenes = context.scenes(round(closest * height), round(closest * width))
+        depth = all(scene.has_depth for scene in scenes)
+        if not config.closest and not depth:
+            closest = 1.0  # without depth, parts of two frames may show nothing in common
         choice = config.pairs
         if choice == "auto":
-            choice = "overlap" if all(scene.has_depth for scene in scenes) else "rotation"
+            choice = "overlap" if depth else "rotation"
         style = kind.style if config.style == "auto" else config.style
         pairs = PosedPairConfig(choice=choice, largest_rotation=config.largest_rotation, least_parallax=LEAST_PARALLAX,
-                                style=style, color=kind.color, height=height, width=width, aspect="stretch")
+                                style=style, color=kind.color, height=height, width=width, aspect="stretch",
+                                closest=closest)
         return PosedPairs(scenes, pairs, context.seed)
 
     def _describe(self, run: Run, network: nn.Module, batch: PosedBatch) -> dict[str, Tensor]:
@@ -321,7 +329,9 @@ def _check_settings(config: PosFeatConfig, model: Model) -> None:
                          "no second level and no ResNet")
     network = CompactNet if config.network == "compact" else PosFeatNet
     check_sides(config, ("height", "width"), network.size_multiple)
-    check_least(config, {"line_samples": 2, "penalty": 0, "cycle_weight": 0, "window": 0})
+    if 0 < config.closest < 1:
+        raise InputError(f"closest={config.closest:g}: expected at least 1, or 0 for auto")
+    check_least(config, {"closest": 0, "line_samples": 2, "penalty": 0, "cycle_weight": 0, "window": 0})
     for name in ("farthest", "tolerance", "largest_rotation"):
         if getattr(config, name) <= 0:
             raise InputError(f"{name}={getattr(config, name):g}: expected more than 0")
@@ -329,14 +339,15 @@ def _check_settings(config: PosFeatConfig, model: Model) -> None:
 
 KINDS = {
     "posfeat": Kind(
-        _build_posfeat, _see_posfeat, AtCorners, DeployedPosFeat, "rgb", "caps", (480, 640), (240, 320), shift=False,
+        _build_posfeat, _see_posfeat, AtCorners, DeployedPosFeat, "rgb", "caps", (480, 640), (240, 320), 1.0,
+        shift=False,
         # Joint training's numbers are not stated: those of describing.
         training={"describe": PAPER_DESCRIBE, "detect": PAPER_DETECT, "joint": PAPER_DESCRIBE},
         # On HPatches; there images are cut to multiples of 16, where our runtime pads them.
         decoding={"nms_radius": 1, "border": 1, "refine_radius": 1, "threshold": 0.9},
     ),
     "compact": Kind(
-        _build_compact, _see_compact, DeployedCompact, DeployedCompact, "gray", "camera", (256, 320), (256, 320),
+        _build_compact, _see_compact, DeployedCompact, DeployedCompact, "gray", "camera", (256, 320), (256, 320), 2.0,
         shift=True, training=dict.fromkeys(("describe", "detect", "joint"), COMPACT_TRAINING),
         decoding={"nms_radius": 1, "border": 4, "refine_radius": 2, "threshold": 0.0},
     ),

@@ -39,7 +39,7 @@ CLOSEST = {"superpoint": 1.0, "compact": 2.0}
 
 SIDES = ("height", "width", "round_height", "round_width", "adapt_height", "adapt_width")
 LEASTS = {"rounds": 0, "group": 1, "others": 0, "least_offset": 1, "most_offset": 1, "warps": 1, "adapt_fewest": 0,
-          "adapt_points": 1, "adapt_limit": 0}
+          "adapt_points": 1, "adapt_limit": 0, "closest": 0}
 
 
 @dataclass(frozen=True)
