@@ -1,7 +1,10 @@
-"""What every test wants: a cache of its own, so that none finds what another run left, or leaves anything."""
+"""What every test wants: a cache of its own, and the threads that the process began with."""
 
 from __future__ import annotations
 
+import sys
+
+import cv2
 import pytest
 
 
@@ -10,3 +13,14 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("KP_FRONTEND_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    """Benchmarks set the threads of their process; with more or fewer, sums round otherwise and runs differ."""
+    torch = sys.modules.get("torch")
+    before = cv2.getNumThreads(), torch.get_num_threads() if torch else None
+    yield
+    cv2.setNumThreads(before[0])
+    if before[1] is not None:
+        torch.set_num_threads(before[1])

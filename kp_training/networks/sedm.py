@@ -52,18 +52,20 @@ def settle(network: nn.Module, images: Tensor) -> None:
     Without them, a random network says nearly the same of every image: that of its biases [ours].  On a CPU by one
     thread, since several add in another order: a run that goes on with more would not find its labels again.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None  # the mean over all that is seen from here on
         norm.reset_running_stats()
     network.train()
-    with torch.no_grad():
-        for batch in images.split(4):
-            network(batch)
-    torch.set_num_threads(threads)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for batch in images.split(4):
+                network(batch)
+    finally:
+        torch.set_num_threads(threads)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     network.eval()
