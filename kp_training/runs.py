@@ -16,6 +16,7 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.settings import read_settings
 from kp_training.methods import find_method
@@ -43,11 +44,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """`checkpoint` at `path`, whole or not at all; InputError where it cannot be written."""
-    beside = Path(f"{path}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, beside)
-        os.replace(beside, path)
+        with written_whole(path) as beside:
+            torch.save(checkpoint, beside)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path} could not be written ({str(error).splitlines()[0]}); give another place") from error
 
@@ -81,11 +81,13 @@ class Run:
 
     def write_config(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / CONFIG, yaml.safe_dump(self.description(), sort_keys=False))
+        with written_whole(self.folder / CONFIG) as beside:
+            beside.write_text(yaml.safe_dump(self.description(), sort_keys=False))
 
     def write_metrics(self, stage: str, metrics: dict[str, float]) -> None:
         """Keep the metrics of `stage` beside those of the others."""
-        write_whole(self.folder / METRICS, json.dumps(self.metrics() | {stage: metrics}, indent=2) + "\n")
+        with written_whole(self.folder / METRICS) as beside:
+            beside.write_text(json.dumps(self.metrics() | {stage: metrics}, indent=2) + "\n")
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Metrics by stage; empty before the first stage ended."""
@@ -190,13 +192,6 @@ def load_network(method: Method, checkpoint: Mapping[str, Any]) -> tuple[Stage, 
     network = stage.network()
     load_trained(network, checkpoint, method.variant)
     return stage, network
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` beside `path`, then rename: readers see the old file or the new."""
-    beside = path.with_name(path.name + ".writing")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 @functools.cache

@@ -24,6 +24,12 @@ def check_least(config: Any, leasts: Mapping[str, float]) -> None:
             raise InputError(f"{name}={seen}: expected at least {least}")
 
 
+def check_closest(config: Any) -> None:
+    """`closest` of PosedPairConfig: at least 1, or 0, which is auto."""
+    if config.closest and config.closest < 1:
+        raise InputError(f"closest={config.closest:g}: expected at least 1, or 0 for auto")
+
+
 def check_sides(config: Any, names: Iterable[str], multiple: int, least: int = 64) -> None:
     """Settings `names`, sides of views in pixels, must be a `multiple` and at least `least`, or 0, which is auto."""
     for name in names:

@@ -13,6 +13,9 @@ from torch import nn
 from kp_frontend.errors import InputError
 from kp_training.settings import check_least, check_names
 
+PLAIN = {"schedule": "constant", "weight_decay": 0.0, "ema": 0.0, "warmup": 0, "clip": 0.0}
+"""The loop of the papers, which have none of these; where the rate falls, they say how."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:

@@ -225,7 +225,7 @@ def _train_stage(run: Run, stage: Stage, machine: Machine, images: Images, held_
     module, resumed = Trained(stage, config, machine), run.in_hand(stage)
     module.context = context_of(run, stage, machine, images)
     if not resumed:
-        _start(module, stage, run.initial if stage is run.stages[0] else None)
+        _start(module, stage, first=stage is run.stages[0])
     validation = Validation(run, stage, held_out)
     keeper.begin(stage)
     trainer = trainer_of(run, config, machine, [Progress(stage.name, config.steps), validation, keeper])
@@ -258,9 +258,9 @@ def trainer_of(run: Run, config: TrainConfig, machine: Machine, callbacks: list[
     )
 
 
-def _start(module: Trained, stage: Stage, initial: Path | None) -> None:
-    if initial is not None:
-        load_initial(module.network, initial)
+def _start(module: Trained, stage: Stage, first: bool) -> None:
+    if first:
+        module.context.initial(module.network)
     if stage.start is not None:
         stage.start(module.network, module.context)
     if module.average is not None:

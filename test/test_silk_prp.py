@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from learning import losses_while_learning
 from posed_scenes import plane_scene, wall_scene
 
 from kp_frontend.errors import InputError
@@ -114,17 +115,7 @@ def test_a_step_of_training_reaches_every_weight(settings):
 def test_training_brings_matches():
     """A tiny network on one pair from two places: pixels learn to find themselves."""
     method = _method(channels=4, padding="true", height=32, width=40, style="off", positions=-1)
-    stage, = method.stages()
-    torch.manual_seed(0)
-    network, batch = stage.network(), _batch(method)
-    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
-    history = []
-    for _ in range(40):
-        found = stage.losses(_run, network, batch)
-        optimizer.zero_grad()
-        found["loss"].backward()
-        optimizer.step()
-        history.append({name: value.item() for name, value in found.items()})
+    history = losses_while_learning(method, _batch(method), _run)
     assert history[-1]["matched"] > 2 * history[0]["matched"] + 0.05
     assert history[-1]["descriptor"] < 0.8 * history[0]["descriptor"]
 

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -174,19 +174,6 @@ def _scene(data: str) -> PosedScene:
     return open_scenes([data], 480, 640)[0]
 
 
-@dataclass(frozen=True)
-class _Again:
-    """``PosedScene.read`` of `count` frames over and over."""
-
-    read: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
-    count: int
-
-    def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return self.read(index % self.count)
-
-
 def _repeated(scene: PosedScene, count: int) -> PosedScene:
     """`count` frames: the scene's first, or its own again and again."""
-    which = np.arange(count) % len(scene)
-    return replace(scene, identity=f"{scene.identity}*{count}", names=tuple(scene.names[k] for k in which),
-                   poses=scene.poses[which], intrinsics=scene.intrinsics[which], read=_Again(scene.read, len(scene)))
+    return scene.choose(np.arange(count) % len(scene), f"*{count}")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError
 from kp_frontend.progress import progress_bar
 
@@ -103,7 +104,8 @@ def _folders(options: argparse.Namespace, scenes: Sequence[PosedScene]) -> list[
         raise InputError(f"{output} holds something else, prepared from another source, or with other options; give "
                          "another folder, or remove it")
     output.mkdir(parents=True, exist_ok=True)
-    (output / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    with written_whole(output / RECORD) as beside:
+        beside.write_text(json.dumps(record, indent=1) + "\n")
     last = [Path(scene.name).name for scene in scenes]
     names = last if len(set(last)) == len(last) else [scene.name for scene in scenes]
     folders = [(scene, output / name) for scene, name in zip(scenes, names)]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.images import Chosen, Images, Readable
+from kp_training.data.images import Chosen, Images, Joined, Readable
 from kp_training.data.layouts import open_posed
 from kp_training.data.photos import PhotoFolder, is_held_out
 from kp_training.data.posed import PosedScene, SceneFrames
@@ -26,22 +26,6 @@ SCENE_SOURCES = {
     "rooms": lambda argument, height, width, photos: open_rooms(_count("rooms", argument, ROOMS), height, width,
                                                                 images=photos),
 }
-
-
-class Joined:
-    """Several sources as one, in order."""
-
-    def __init__(self, sources: Sequence[Images]) -> None:
-        self.sources = sources
-        self.ends = np.cumsum([len(source) for source in sources])
-        self.identity = "+".join(source.identity for source in sources)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        which = int(np.searchsorted(self.ends, index, side="right"))
-        return self.sources[which][index - (int(self.ends[which - 1]) if which else 0)]
 
 
 def open_images(specs: Sequence[str], held_out: bool = False) -> Images:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,3 +63,28 @@ class Readable:
                     log.warning("%s; the next image takes its place (said once)", error)
                 self.said, last = True, error
         raise InputError(f"not one of {len(self)} images can be read; the last: {last}")
+
+
+class Joined:
+    """Several sources as one by a running index, in order; each has a length and an identity."""
+
+    def __init__(self, sources: Sequence[Any]) -> None:
+        self.sources = sources
+        self.ends = np.cumsum([len(source) for source in sources])
+        self.identity = "+".join(source.identity for source in sources)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        source, own = self.locate(index)
+        return self.sources[source][own]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the source, and the index in it, of a running index."""
+        source = int(np.searchsorted(self.ends, index, side="right"))
+        return source, index - self.start(source)
+
+    def start(self, source: int) -> int:
+        """Running index of the first of a source."""
+        return int(self.ends[source - 1]) if source else 0

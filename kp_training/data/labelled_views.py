@@ -15,7 +15,7 @@ from kp_training.augment import apply_style
 from kp_training.data.corners import draw_labels
 from kp_training.data.images import Images
 from kp_training.data.pairs import GEOMETRIES, PairConfig
-from kp_training.geometry.homography import warp_points
+from kp_training.geometry.homography import scale_homography, warp_points
 from kp_training.geometry.views import to_channels, warp_view
 
 
@@ -73,8 +73,7 @@ def _warp_cells(
     cells: np.ndarray, photo_size: tuple[int, int], photo_from_view: np.ndarray, height: int, width: int
 ) -> np.ndarray:
     """height×width bool: h×w `cells` over a whole photograph as a view sees them, False beyond it."""
-    y, x = np.array(cells.shape) / photo_size
-    cells_from_photo = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
+    cells_from_photo = scale_homography(np.eye(3), np.ones(2), (np.array(cells.shape) / photo_size)[::-1])
     seen = cv2.warpPerspective(cells.astype(np.uint8), cells_from_photo @ photo_from_view, (width, height),
                                flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
     return seen.astype(bool)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kp_frontend.errors import InputError
+from kp_training.data.images import Joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,20 @@ class PosedScene:
         """Raises InputError for a frame that cannot be read."""
         return PosedFrame(*self.read(index), self.intrinsics[index], self.poses[index])
 
+    def choose(self, which: np.ndarray, note: str) -> PosedScene:
+        """The frames at `which` (M int64, in that order, a frame perhaps twice); `note` is added to the identity."""
+        return replace(self, identity=f"{self.identity}{note}", names=tuple(self.names[k] for k in which),
+                       poses=self.poses[which], intrinsics=self.intrinsics[which],
+                       read=functools.partial(_read_chosen, self.read, which))
 
-class SceneFrames:
+
+def _read_chosen(
+    read: Callable[[int], tuple[np.ndarray, np.ndarray | None]], which: np.ndarray, index: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    return read(int(which[index]))
+
+
+class SceneFrames(Joined):
     """The frames of several scenes as photographs by one running index (`Images`), and where each of them is.
 
     Raises InputError where there is none.
@@ -68,25 +82,17 @@ class SceneFrames:
     def __init__(self, scenes: Sequence[PosedScene]) -> None:
         if not any(len(scene) for scene in scenes):
             raise InputError("the scenes hold no usable frame; look at them with kp_training check_scene")
+        super().__init__(scenes)
         self.scenes = tuple(scenes)
-        self.ends = np.cumsum([len(scene) for scene in scenes])
-        self.identity = "+".join(scene.identity for scene in scenes)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
         scene, frame = self.locate(index)
         return self.scenes[scene][frame].image
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """Number of the scene, and of the frame in it, of a running index."""
-        scene = int(np.searchsorted(self.ends, index, side="right"))
-        return scene, index - self.start(scene)
 
-    def start(self, scene: int) -> int:
-        """Running index of the first frame of a scene."""
-        return int(self.ends[scene - 1]) if scene else 0
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most `most` of so many indices, evenly spread, the first and the last among them; int64."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def need_depth(scenes: Sequence[PosedScene], purpose: str) -> None:

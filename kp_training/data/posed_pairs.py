@@ -19,7 +19,7 @@ from kp_frontend.resources import cache_folder
 from kp_training.augment import STYLES, apply_style
 from kp_training.data.corners import draw_labels
 from kp_training.data.overlap import depth_overlap, pose_overlap, scene_distance
-from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames
+from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames, evenly
 from kp_training.geometry.homography import scale_homography, warp_points
 from kp_training.geometry.views import to_channels
 from kp_training.geometry.warps import PosedView, Reprojection
@@ -302,7 +302,7 @@ def _by_offset(scene: PosedScene, config: PosedPairConfig) -> Chosen:
 
 def _share_anything(scene: PosedScene, pairs: np.ndarray) -> bool:
     """Whether of some P×2 pairs of frames, evenly spread, any two see the same by depth."""
-    some = pairs[np.unique(np.linspace(0, len(pairs) - 1, LOOKED_AT).round().astype(np.int64))]
+    some = pairs[evenly(len(pairs), LOOKED_AT)]
     frames, places = np.unique(some, return_inverse=True)
     overlap = depth_overlap(scene, frames, cache_folder("overlap"))
     first, second = places.reshape(-1, 2).T
@@ -337,12 +337,19 @@ def _distance_asked(config: PosedPairConfig) -> str:
 
 def _spread(count: int) -> np.ndarray:
     """At most MOST_FRAMES of so many frames, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_FRAMES)).round().astype(np.int64))
+    return evenly(count, MOST_FRAMES)
 
 
 def _pairs_where(together: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """P×2 int32 frames, of each two of which M×M symmetric `together` holds."""
     return frames[np.column_stack(np.nonzero(np.triu(together, 1)))].astype(np.int32)
+
+
+def choice_for(scenes: Sequence[PosedScene], choice: str) -> str:
+    """A name in CHOICES; for ``auto`` PrP's, offset, where all scenes are in order, and overlap elsewhere."""
+    if choice != "auto":
+        return choice
+    return "offset" if all(scene.ordered for scene in scenes) else "overlap"
 
 
 CHOICES = {"overlap": _by_overlap, "offset": _by_offset, "rotation": _by_rotation}

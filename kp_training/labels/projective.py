@@ -238,24 +238,12 @@ AVERAGES: dict[str, Callable[[Tensor, Group, np.ndarray, ProjectiveConfig], Tens
 }
 
 
-@dataclass(frozen=True)
-class _From:
-    """``PosedScene.read`` of a part that begins at frame `start`."""
-
-    read: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
-    start: int
-
-    def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return self.read(self.start + index)
-
-
 def part_of(scene: PosedScene, start: int, stop: int) -> PosedScene:
     """Frames `start` to `stop` − 1 of `scene`."""
     if (start, stop) == (0, len(scene)):
         return scene
-    return replace(scene, name=f"{scene.name}[{start}:{stop}]", identity=f"{scene.identity}[{start}:{stop}]",
-                   names=scene.names[start:stop], poses=scene.poses[start:stop],
-                   intrinsics=scene.intrinsics[start:stop], read=_From(scene.read, start))
+    note = f"[{start}:{stop}]"
+    return replace(scene.choose(np.arange(start, stop), note), name=f"{scene.name}{note}")
 
 
 def draw_parts(scenes: Sequence[PosedScene], limit: int, group: int, seed: int) -> list[tuple[int, int, int]]:

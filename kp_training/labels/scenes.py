@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.errors import InputError
-from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames, need_depth
+from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames, evenly, need_depth
+from kp_training.geometry.homography import scale_homography
 from kp_training.labels.edges import CELL, choose_points
 from kp_training.labels.expectation import Expectation, VoxelGrid
 from kp_training.labels.points import AdaptedLabels, Detect, LabelConfig, half_precision
@@ -151,7 +151,7 @@ def voxel_grid(scene: PosedScene, config: ExpectationConfig) -> VoxelGrid:
     origin = scene.poses[:, :3, 3].mean(0)
     if config.voxel:
         return VoxelGrid(origin, config.voxel)
-    some = np.unique(np.linspace(0, len(scene) - 1, DEPTHS).round().astype(int))
+    some = evenly(len(scene), DEPTHS)
     views = [view.frame for view in (_read(scene, int(number), config) for number in some) if view is not None]
     depths = [frame.depth[np.isfinite(frame.depth) & (frame.depth > 0)] for frame in views]
     if not sum(map(len, depths)):
@@ -170,23 +170,11 @@ def some_frames(scenes: Sequence[PosedScene], count: int, seed: int) -> list[Pos
         if count >= len(scene):
             chosen.append(scene)
         elif count:
-            chosen.append(_spread(scene, count))
+            chosen.append(scene.choose(evenly(len(scene), count), f"[{count}]"))
         count -= len(chosen[-1])
         if not count:
             break
     return chosen
-
-
-def _spread(scene: PosedScene, count: int) -> PosedScene:
-    """`count` frames of a scene, evenly spread."""
-    kept = np.linspace(0, len(scene) - 1, count).round().astype(int)
-    return replace(scene, identity=f"{scene.identity}[{count}]", names=tuple(scene.names[k] for k in kept),
-                   poses=scene.poses[kept], intrinsics=scene.intrinsics[kept],
-                   read=partial(_read_some, scene.read, kept))
-
-
-def _read_some(read: Callable, kept: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-    return read(int(kept[index]))
 
 
 def read_greys(
@@ -194,7 +182,7 @@ def read_greys(
 ) -> Tensor:
     """B×1×H×W in [0, 1]: frames of `scenes` of one size, evenly spread, at most `count`."""
     frames = SceneFrames(scenes)
-    spread = np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))
+    spread = evenly(len(frames), count)
     places = [frames.locate(int(index)) for index in spread]
     views = [_read(frames.scenes[scene], frame, config) for scene, frame in places]
     greys = [cv2.cvtColor(view.frame.image, cv2.COLOR_BGR2GRAY) for view in views if view is not None]
@@ -221,8 +209,7 @@ def _read(scene: PosedScene, index: int, config: ExpectationConfig) -> _View | N
         return None
     size = frame.image.shape[:2]
     height, width = config.size_of(*size)
-    x, y = width / size[1], height / size[0]
-    shrunk = np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]]) @ frame.intrinsics
+    shrunk = scale_homography(frame.intrinsics, np.ones(2), np.array([width / size[1], height / size[0]]))
     image = cv2.resize(frame.image, (width, height), interpolation=cv2.INTER_AREA)
     depth = cv2.resize(frame.depth, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return _View(PosedFrame(image, depth, shrunk, frame.world_from_camera), size)

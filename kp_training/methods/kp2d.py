@@ -30,9 +30,9 @@ from kp_training.networks.ionet import WithOutliers
 from kp_training.networks.keypoint_resnet import KeypointResnet
 from kp_training.networks.keypointnet import CellMaps, KeyPointNet
 from kp_training.settings import check_sides
+from kp_training.train_config import PLAIN
 
-PAPER_TRAINING = {"batch_size": 8, "learning_rate": 1e-3, "schedule": "drop", "weight_decay": 0.0, "ema": 0.0,
-                  "warmup": 0, "clip": 0.0}
+PAPER_TRAINING = {"batch_size": 8, "learning_rate": 1e-3} | PLAIN | {"schedule": "drop"}
 
 
 @dataclass(frozen=True)

@@ -57,13 +57,14 @@ from kp_training.networks.pos_feat import (
     PosFeatNet,
     detecting_parts,
 )
-from kp_training.settings import check_least, check_names, check_sides
+from kp_training.settings import check_closest, check_least, check_names, check_sides
+from kp_training.train_config import PLAIN
 from kp_training.weights import read_weights
 
 CELL = 8
 LEAST_PARALLAX = 0.02
 """Between the cameras of a pair, in distances to the scene [ours]: nearer ones have epipolar lines of noise."""
-PAPER = {"schedule": "drop", "drop_factor": 0.1, "weight_decay": 0.0, "ema": 0.0, "warmup": 0, "clip": 0.0}
+PAPER = PLAIN | {"schedule": "drop", "drop_factor": 0.1}
 # The paper's own SGD at 1e-3 does not converge for its code, which has Adam at 1e-4.
 PAPER_DESCRIBE = PAPER | {"steps": 100_000, "batch_size": 8, "learning_rate": 1e-4, "drop_at": 0.9}
 PAPER_DETECT = PAPER | {"steps": 5_000, "batch_size": 6, "learning_rate": 1e-3, "drop_at": 0.8, "optimizer": "sgd"}
@@ -329,9 +330,8 @@ def _check_settings(config: PosFeatConfig, model: Model) -> None:
                          "no second level and no ResNet")
     network = CompactNet if config.network == "compact" else PosFeatNet
     check_sides(config, ("height", "width"), network.size_multiple)
-    if 0 < config.closest < 1:
-        raise InputError(f"closest={config.closest:g}: expected at least 1, or 0 for auto")
-    check_least(config, {"closest": 0, "line_samples": 2, "penalty": 0, "cycle_weight": 0, "window": 0})
+    check_closest(config)
+    check_least(config, {"line_samples": 2, "penalty": 0, "cycle_weight": 0, "window": 0})
     for name in ("farthest", "tolerance", "largest_rotation"):
         if getattr(config, name) <= 0:
             raise InputError(f"{name}={getattr(config, name):g}: expected more than 0")

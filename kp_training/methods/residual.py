@@ -23,10 +23,10 @@ from kp_training.losses.residual import triplet_loss
 from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
 from kp_training.networks.residual import ResidualNet
 from kp_training.settings import check_least
+from kp_training.train_config import PLAIN
 
 # Two epochs of COCO's 118,000 photographs, four a step.
-PAPER_TRAINING = {"steps": 59000, "batch_size": 4, "learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0,
-                  "ema": 0.0, "warmup": 0, "clip": 0.0}
+PAPER_TRAINING = {"steps": 59000, "batch_size": 4, "learning_rate": 1e-3} | PLAIN
 
 
 @dataclass(frozen=True)

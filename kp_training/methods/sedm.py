@@ -40,14 +40,13 @@ from kp_training.losses.heat_map import heat_map_loss
 from kp_training.losses.superpoint import DESCRIPTOR_LOSSES
 from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_float
 from kp_training.methods.sedm_networks import KINDS, detector_of
+from kp_training.methods.superpoint import enough_for
 from kp_training.networks.sedm import SedmNet, keep_frozen, settle
 from kp_training.networks.superpoint import CELL, NORMS, Deployed, SuperPointNet
 from kp_training.settings import check_least, check_names, check_sides
 from kp_training.weights import load_initial
 
 FEWEST_LABELLED = 24
-LEAST_BATCH = {"sparse": 8}
-"""Of the stage ``describe``, for its descriptor losses."""
 SETTLING = 16
 """Frames whose statistics an untrained network's batch norms take."""
 
@@ -135,9 +134,7 @@ class Sedm:
                   for number in range(1, self.config.rounds + 1)]
         if self.given:
             return tuple(rounds)
-        training = self.kind.describe
-        least = LEAST_BATCH.get(self.config.descriptor_loss, 1)
-        training = training | {"batch_size": max(training["batch_size"], least)}
+        training = enough_for(self.config.descriptor_loss, self.kind.describe)
         network = partial(self.kind.both, self.config.norm, self.config.trunk)
         describe = Stage("describe", network, self._pairs, self._describe, partial(self.deployed, outputs=2),
                          training, start=self._start_describing)

@@ -15,6 +15,7 @@ from kp_training.losses.detection import shift_grid, with_dustbin
 from kp_training.networks.compact import CompactNet
 from kp_training.networks.sedm import SedmDetector, SedmNet
 from kp_training.networks.superpoint import CELL, scores_of_cells
+from kp_training.train_config import PLAIN
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def detector_of(network: nn.Module) -> nn.Module:
 
 # The paper's 300 epochs of 45,000 frames are 421,875 steps.  Its views are whole frames of 480×640; ours are crops of
 # them, which small machines can train, unless height and width say otherwise.  Compact's settings are ours.
-PAPER = {"schedule": "constant", "weight_decay": 0.0, "ema": 0.0, "warmup": 0, "clip": 0.0, "learning_rate": 1e-4}
+PAPER = PLAIN | {"learning_rate": 1e-4}
 KINDS = {
     "superpoint": Kind(
         lambda norm, trunk: SedmDetector(), partial(_two_networks, frozen="describer"),

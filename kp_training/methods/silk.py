@@ -36,10 +36,10 @@ from kp_training.methods.compact_objective import DualSoftmaxConfig, dual_softma
 from kp_training.networks.compact import CompactNet, DeployedCompact
 from kp_training.networks.silk import LENGTH, MARGIN, DeployedSilk, SilkNet
 from kp_training.settings import check_sides
+from kp_training.train_config import PLAIN
 
 PAPER_CHANNELS = 64
-PAPER_TRAINING = {"steps": 100_000, "batch_size": 1, "learning_rate": 1e-4, "schedule": "constant",
-                  "weight_decay": 0.0, "warmup": 0, "clip": 0.0, "ema": 0.0}
+PAPER_TRAINING = {"steps": 100_000, "batch_size": 1, "learning_rate": 1e-4} | PLAIN
 REDUCED_TRAINING = {"batch_size": 2, "learning_rate": 2e-3}
 REDUCED_POSITIONS = 512
 COMPACT_TRAINING = {"batch_size": 16, "learning_rate": 2e-3}

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from kp_frontend.errors import InputError, unknown_name
 from kp_training.data.pairs import PairBatch
 from kp_training.data.posed import SceneFrames, need_depth
-from kp_training.data.posed_pairs import CHOICES, PosedBatch, PosedPairConfig, PosedPairs
+from kp_training.data.posed_pairs import CHOICES, PosedBatch, PosedPairConfig, PosedPairs, choice_for
 from kp_training.methods.base import Context, Run
 from kp_training.methods.silk import PAPER_CHANNELS, REDUCED_POSITIONS, SharedConfig, Silk
+from kp_training.settings import check_closest
 
 PAPER_SIDES = (480, 640)
 REDUCED_SIDES = (240, 320)
@@ -67,8 +68,7 @@ class SilkPrpConfig(SharedConfig):
         if not 1 <= self.least_offset <= self.most_offset:
             raise InputError(f"least_offset={self.least_offset}, most_offset={self.most_offset}: expected at least 1 "
                              "and no less than that")
-        if self.closest and self.closest < 1:
-            raise InputError(f"closest={self.closest:g}: expected at least 1, or 0 for auto")
+        check_closest(self)
         if self.skip_poor and self.network != "silk":
             raise InputError(f"skip_poor=true: expected network=silk with it, got network={self.network}")
 
@@ -91,10 +91,9 @@ class SilkPrp(Silk):
         closest = config.closest or (COMPACT_CLOSEST if self.kind.corners else 1.0)
         scenes = context.scenes(round(closest * height), round(closest * width))
         need_depth(scenes, "by which pixels are found in the other view")
-        by_order = "offset" if all(scene.ordered for scene in scenes) else "overlap"
         pairs = PosedPairConfig(
-            choice=by_order if config.choice == "auto" else config.choice, least_offset=config.least_offset,
-            most_offset=config.most_offset, style=self.style, height=height, width=width, closest=closest,
+            choice=choice_for(scenes, config.choice), least_offset=config.least_offset, most_offset=config.most_offset,
+            style=self.style, height=height, width=width, closest=closest,
             view_share=AUG_SHARE if config.aug else 0.0,
         )
         return PosedPairs(scenes, pairs, context.seed, self.corners(SceneFrames(scenes), context.cache))

@@ -39,12 +39,15 @@ from kp_training.methods.base import Context, Decoding, Run, Stage, images_to_fl
 from kp_training.networks.compact import CompactNet
 from kp_training.networks.superpoint import NORMS, Deployed, MagicPointNet, SuperPointNet, scores_of_cells
 from kp_training.settings import check_least, check_names, check_sides
+from kp_training.train_config import PLAIN
 from kp_training.weights import load_initial
 
 FEWEST_LABELLED = 8
 PASSES_OF_TRAINING = 3
 """Forward passes that a training step costs."""
-PAPER = {"schedule": "constant", "weight_decay": 0.0, "ema": 0.0, "warmup": 0, "clip": 0.0}
+
+LEAST_BATCH = {"sparse": 8}
+"""Of a stage that describes, for its descriptor loss."""
 
 Cells = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -130,13 +133,8 @@ class SuperPoint:
                   for teacher, name in itertools.pairwise(names))
         joint = Stage("joint", partial(kind.build, self.config.norm, True), partial(self._pairs, teacher=names[-1]),
                       self._join, partial(Deployed, scores=kind.scores, outputs=2),
-                      self._joint_training(), start=self._start(names[-1]))
+                      enough_for(self.config.descriptor_loss, kind.joint), start=self._start(names[-1]))
         return (joint,) if self.config.teacher else (first, *rounds, joint)
-
-    def _joint_training(self) -> dict[str, Any]:
-        joint = self.kind.joint
-        least = LEAST_BATCH.get(self.config.descriptor_loss, 1)
-        return joint | {"batch_size": max(joint["batch_size"], least)}
 
     def decoding(self) -> Decoding:
         return Decoding("full", self.kind.decoding, ("scores", "descriptors"))
@@ -227,6 +225,11 @@ def _compact_cells(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor
     return with_dustbin(shift_grid(logits, shift, CELL), CELL), labels, mask
 
 
+def enough_for(descriptor_loss: str, training: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a loop, with the batch that the descriptor loss wants at least."""
+    return training | {"batch_size": max(training["batch_size"], LEAST_BATCH.get(descriptor_loss, 1))}
+
+
 def check_ranges(config: Any, multiple: int, sides: Iterable[str], leasts: Mapping[str, int]) -> None:
     """Raises InputError for settings `sides` that are no `multiple` or below 64 (0 = auto), or that are below `leasts`,
     or for an ``adapt_threshold`` that is no probability."""
@@ -241,9 +244,9 @@ def check_ranges(config: Any, multiple: int, sides: Iterable[str], leasts: Mappi
 KINDS = {
     "superpoint": Kind(
         _build_superpoint, lambda *views: views, scores_of_cells, SuperPointNet.size_multiple, (120, 160), (240, 320),
-        magicpoint=PAPER | {"steps": 200_000, "batch_size": 32, "learning_rate": 1e-3},
-        round=PAPER | {"steps": 30_000, "batch_size": 16, "learning_rate": 1e-3},
-        joint=PAPER | {"steps": 300_000, "batch_size": 2, "learning_rate": 1e-4},
+        magicpoint=PLAIN | {"steps": 200_000, "batch_size": 32, "learning_rate": 1e-3},
+        round=PLAIN | {"steps": 30_000, "batch_size": 16, "learning_rate": 1e-3},
+        joint=PLAIN | {"steps": 300_000, "batch_size": 2, "learning_rate": 1e-4},
         decoding={"nms_radius": 4, "border": 4, "refine_radius": 0, "threshold": 0.005},
     ),
     "compact": Kind(
@@ -254,6 +257,5 @@ KINDS = {
         decoding={"nms_radius": 2, "border": 4, "refine_radius": 2, "threshold": 0.005},
     ),
 }
-LEAST_BATCH = {"sparse": 8}
 LEASTS = {"rounds": 1, "warps": 1, "adapt_height": 64, "adapt_width": 64, "adapt_fewest": 0, "adapt_points": 1,
           "adapt_limit": 0}

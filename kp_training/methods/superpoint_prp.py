@@ -25,11 +25,11 @@ from torch.utils.data import Dataset
 from kp_frontend.errors import InputError
 from kp_training.augment import STYLES
 from kp_training.data.posed import PosedScene, need_depth
-from kp_training.data.posed_pairs import CHOICES, PosedPairConfig, PosedPairs
+from kp_training.data.posed_pairs import CHOICES, PosedPairConfig, PosedPairs, choice_for
 from kp_training.labels.projective import PURPOSE, ProjectiveConfig, label_scenes
 from kp_training.methods.base import Context, Decoding, Stage
 from kp_training.methods.superpoint import KINDS, SuperPoint, SuperPointConfig, check_ranges
-from kp_training.settings import check_names
+from kp_training.settings import check_closest, check_names
 
 FEWEST_LABELLED = 40
 VIEWS = {"superpoint": ((480, 640), (240, 320)), "compact": ((192, 256), (192, 256))}
@@ -39,7 +39,7 @@ CLOSEST = {"superpoint": 1.0, "compact": 2.0}
 
 SIDES = ("height", "width", "round_height", "round_width", "adapt_height", "adapt_width")
 LEASTS = {"rounds": 0, "group": 1, "others": 0, "least_offset": 1, "most_offset": 1, "warps": 1, "adapt_fewest": 0,
-          "adapt_points": 1, "adapt_limit": 0, "closest": 0}
+          "adapt_points": 1, "adapt_limit": 0}
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,7 @@ class SuperPointPrp:
         check_names(config, {"network": KINDS, "style": STYLES, "choice": ("auto", *CHOICES)}, "superpoint_prp")
         multiple = KINDS[config.network].size_multiple
         check_ranges(config, multiple, SIDES, LEASTS)
-        if 0 < config.closest < 1:
-            raise InputError(f"closest={config.closest:g}: expected at least 1, or 0 for auto")
+        check_closest(config)
         if config.least_offset > config.most_offset:
             raise InputError(f"least_offset={config.least_offset}: expected at most most_offset={config.most_offset}")
         shared = ("network", "norm", "warm", "teacher", "descriptor_loss", "warps", "adapt_threshold", "adapt_fewest",
@@ -150,10 +149,9 @@ class SuperPointPrp:
     def _choice(self, scenes: Sequence[PosedScene], size: tuple[int, int]) -> PosedPairConfig:
         """How pairs of views of `size` are chosen and made."""
         config = self.config
-        choice = "offset" if all(scene.ordered for scene in scenes) else "overlap"
         return PosedPairConfig(
-            choice=choice if config.choice == "auto" else config.choice, least_offset=config.least_offset,
-            most_offset=config.most_offset, style=config.style, height=size[0], width=size[1], closest=self.closest,
+            choice=choice_for(scenes, config.choice), least_offset=config.least_offset, most_offset=config.most_offset,
+            style=config.style, height=size[0], width=size[1], closest=self.closest,
         )
 
     def _pairs(self, context: Context, teacher: str, size: tuple[int, int]) -> Dataset:

@@ -12,7 +12,7 @@ import numpy as np
 from kp_frontend.errors import InputError
 from kp_frontend.geometry import invert
 from kp_frontend.resources import cache_folder
-from kp_training.data.posed import PosedScene
+from kp_training.data.posed import PosedScene, evenly
 from kp_training.evaluation.sequences import FULL, Loading, Size, resize
 from kp_training.geometry.homography import scale_homography
 
@@ -132,7 +132,7 @@ def _spread(entries: list, most: int | None) -> list:
     """At most so many of `entries`, evenly spread."""
     if most is None or most >= len(entries):
         return entries
-    return [entries[k] for k in np.linspace(0, len(entries) - 1, most).round().astype(int)]
+    return [entries[k] for k in evenly(len(entries), most)]
 
 
 class Choice(Protocol):
@@ -183,7 +183,7 @@ class ByOverlap:
 
         if not scene.has_depth:
             raise InputError(f"{scene.name} has no depth to tell the overlap of frames from; give --stride")
-        frames = np.unique(np.linspace(0, len(scene) - 1, MOST_FRAMES).round().astype(int))
+        frames = evenly(len(scene), MOST_FRAMES)
         overlap = depth_overlap(scene, frames, cache_folder("overlap"))
         shared = np.triu(np.minimum(overlap, overlap.T), 1)
         found = np.argwhere((shared >= self.least) & (shared <= self.most) & (shared > 0))

@@ -18,7 +18,7 @@ from kp_frontend.errors import InputError
 from kp_frontend.features import Features
 from kp_frontend.matching import match
 from kp_training.data.overlap import pose_overlap
-from kp_training.data.posed import PosedFrame, PosedScene
+from kp_training.data.posed import PosedFrame, PosedScene, evenly
 from kp_training.evaluation.scene_check.conventions import combinations, read_as
 from kp_training.evaluation.scene_check.reprojection import (
     SHARE,
@@ -184,13 +184,13 @@ def pairs_of(scene: PosedScene, strides: Sequence[int]) -> list[tuple[int, int, 
     count = len(scene)
     if scene.ordered:
         return sorted((int(first), int(first) + stride, stride) for stride in strides if stride < count
-                      for first in _spread(count - stride, PAIRS))
-    chosen = _spread(count, 1000)
+                      for first in evenly(count - stride, PAIRS))
+    chosen = evenly(count, 1000)
     overlap = pose_overlap(scene, chosen)
     overlap = np.minimum(overlap, overlap.T)
     np.fill_diagonal(overlap, -1)
     nearest = chosen[overlap.argmax(1)]
-    return [(int(chosen[i]), int(nearest[i]), 0) for i in _spread(len(chosen), PAIRS) if count > 1]
+    return [(int(chosen[i]), int(nearest[i]), 0) for i in evenly(len(chosen), PAIRS) if count > 1]
 
 
 class Rivals:
@@ -292,11 +292,6 @@ def matched_points(first: View, second: View) -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def _sift():
     return load_extractor("sift", top_k=2000)
-
-
-def _spread(count: int, most: int) -> np.ndarray:
-    """At most `most` of so many indices, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
 
 
 def _summary(

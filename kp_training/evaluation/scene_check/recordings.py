@@ -6,11 +6,9 @@ import functools
 import logging
 from collections.abc import Sequence
 
-import numpy as np
-
 from kp_frontend.errors import InputError
 from kp_training.data import open_scenes
-from kp_training.data.posed import PosedScene
+from kp_training.data.posed import PosedScene, evenly
 from kp_training.evaluation.scene_check.check import check_scene
 
 LOOKED_AT = 4
@@ -37,7 +35,7 @@ def checked_scenes(specs: Sequence[str], height: int, width: int) -> list[PosedS
 @functools.cache
 def _look_at(specs: tuple[str, ...]) -> None:
     scenes = open_scenes(specs, 0, 0)
-    for number in np.unique(np.linspace(0, len(scenes) - 1, LOOKED_AT).round().astype(int)):
+    for number in evenly(len(scenes), LOOKED_AT):
         if len(scenes[number]) > 1:
             _check(scenes[number])
 
