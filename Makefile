@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 # CPU build where one is on offer; on a machine with a GPU: make setup TORCH=torch
 TORCH ?= torch==2.13.0
-EXTRAS := opencv,cpu,robust,ros,replay,train,test
+EXTRAS := opencv,cpu,openvino,robust,ros,replay,train,test
 OUTPUT ?= output/demo
 export AMENT_PREFIX_PATH := $(abspath $(VENV))$(if $(AMENT_PREFIX_PATH),:$(AMENT_PREFIX_PATH))
 

@@ -10,6 +10,14 @@ from kp_frontend.errors import InputError
 
 KEY = "kp_frontend"
 SCHEMA_VERSION = 1
+CHOICES = {
+    "color": ("gray", "rgb"),
+    "profile": ("dense", "sparse"),
+    "input_dtype": ("float32", "uint8"),
+    "precision": ("fp32", "fp16", "int8"),
+    "quantized_for": ("", "cpu", "tensorrt"),
+}
+"""Valid values of the metadata that name something."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,11 @@ class ModelMetadata:
     stride: pixels per cell of the descriptor map.  descriptor_size, metric: as in Features.
     color: ``gray`` (1 channel) or ``rgb`` (3).  size_multiple: height and width are padded to it.
     height, width: the fixed input size, or 0 where it is dynamic.
+    input_dtype: of the input ``image``: ``float32`` in [0, 1], or ``uint8``, normalised in the graph.
+    precision: of the network: ``fp32``, ``fp16`` or ``int8``; quantized_for: what an int8 file was made for, ``cpu``
+        or ``tensorrt``.
+    top_k: of the sparse profile, the number of rows that every output has; 0 = dense.
+    checks: figures of the comparison with PyTorch at export, by name.
     data: what the network was trained on.  licence: of the weights.
     metrics: figures at export, by name.  revision: git revision of the code that exported it.
     """
@@ -37,16 +50,23 @@ class ModelMetadata:
     size_multiple: int = 32
     height: int = 0
     width: int = 0
+    input_dtype: str = "float32"
+    precision: str = "fp32"
+    quantized_for: str = ""
+    top_k: int = 0
     decoder_parameters: dict[str, Any] = field(default_factory=dict)
     data: str = ""
     licence: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    checks: dict[str, float] = field(default_factory=dict)
     revision: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.color not in ("gray", "rgb"):
-            raise InputError(f"model metadata: color is {self.color!r}, expected 'gray' or 'rgb'")
+        for name, valid in CHOICES.items():
+            if getattr(self, name) not in valid:
+                expected = " or ".join(repr(value) for value in valid)
+                raise InputError(f"model metadata: {name} is {getattr(self, name)!r}, expected {expected}")
         if self.schema_version != SCHEMA_VERSION:
             raise InputError(
                 f"model metadata has schema version {self.schema_version}, this runtime reads {SCHEMA_VERSION}; "

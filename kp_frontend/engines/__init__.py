@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -14,14 +15,38 @@ from kp_frontend.model_file import ModelMetadata
 
 Backend = Literal["auto", "tensorrt", "cuda", "openvino", "onnxruntime", "pytorch"]
 _LOG = logging.getLogger(__name__)
-# Backend → module with `load(path, threads) -> Engine`, the fastest first; imported when it is asked for.
+# Backend → module with `load(request) -> Engine`, the fastest first; imported when it is asked for.
 BACKENDS = {"onnxruntime": "kp_frontend.engines.onnxruntime"}
+
+
+class Unavailable(InputError):
+    """A backend that cannot run here, or not this file: the message says why, and what to install or do."""
+
+
+class EngineLost(RuntimeError):
+    """An engine that ran and runs no more (the GPU vanished, or has no memory left)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, and where.
+
+    path: the model file.  threads: of a CPU backend, 0 = one a core.
+    height, width: of the input that is expected, where it is known; 0 = any size.
+    build: whether an engine that must be built first, for minutes, may be built now.
+    """
+
+    path: Path
+    threads: int = 0
+    height: int = 0
+    width: int = 0
+    build: bool = True
 
 
 class Engine(Protocol):
     """One loaded network.
 
-    backend: what runs it.  metadata: what the model file says of itself.  outputs: names of the maps it gives.
+    backend: what runs it.  metadata: what the model file says of itself.  outputs: names of the arrays it gives.
     """
 
     backend: str
@@ -29,10 +54,13 @@ class Engine(Protocol):
     outputs: tuple[str, ...]
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
-        """Maps by name for a 1×C×H×W float32 image in [0, 1], H and W multiples of ``metadata.size_multiple``.
+        """Outputs by name, float32, for an image 1×C×H×W of ``metadata.input_dtype`` (float32 in [0, 1], or uint8).
 
+        H and W are multiples of ``metadata.size_multiple``. The arrays are the engine's own and hold until its next
+        run: who keeps them, copies them.
         points: what the model takes beside it (``decoding.further_inputs``, in that order), at least one point:
         keypoints 1×N×2 float32, pixels of `image`; descriptors 1×N×d float32.
+        Raises EngineLost where what it ran on is gone.
         """
         ...
 
@@ -54,6 +82,6 @@ def open_engine(path: str | Path, backend: str = "auto", threads: int = 0) -> En
     chosen = next(iter(BACKENDS)) if backend == "auto" else backend
     if chosen not in BACKENDS:
         raise InputError(f"backend {backend!r} is not in this version; choose one of: auto, {', '.join(BACKENDS)}")
-    engine = importlib.import_module(BACKENDS[chosen]).load(path, threads)
+    engine = importlib.import_module(BACKENDS[chosen]).load(Request(path, threads))
     _LOG.info("%s: %s runs it (asked for: %s)", path.name, engine.backend, backend)
     return engine

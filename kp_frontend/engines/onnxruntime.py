@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kp_frontend.decoding import further_inputs
+from kp_frontend.engines import Request, Unavailable
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import KEY, ModelMetadata
 
@@ -28,14 +29,15 @@ class OnnxRuntimeEngine:
         return dict(zip(self.outputs, self._session.run(None, {"image": image, **points})))
 
 
-def load(path: Path, threads: int) -> OnnxRuntimeEngine:
-    """Open the ONNX file `path`; InputError where it is damaged, has no metadata, or is made for another input."""
+def load(request: Request) -> OnnxRuntimeEngine:
+    """Open an ONNX file; InputError where it is damaged, has no metadata, or is made for another input."""
+    path = request.path
     try:
         import onnxruntime
     except ImportError:
-        raise InputError("learned features need onnxruntime: pip install 'kp_frontend[cpu]'") from None
+        raise Unavailable("learned features need onnxruntime: pip install 'kp_frontend[cpu]'") from None
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or _cores()
+    options.intra_op_num_threads = request.threads or _cores()
     options.log_severity_level = 3  # exporters leave harmless warnings; errors are raised
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
