@@ -18,7 +18,7 @@ COMMANDS = {
     "odometry": ("kp_frontend.nodes.odometry", "node: all of extractor, plus odometry, path and TF"),
     "make_bag": ("kp_frontend.replay.make_bag", "turn a data set folder into a ROS 2 bag"),
     "replay": ("kp_frontend.replay.command", "evaluate extractors on a bag: trajectory error, timings, report"),
-    "benchmark": ("kp_frontend.benchmark", "medians and percentiles of the front-end on this machine"),
+    "benchmark": ("kp_frontend.benchmarks.command", "medians and percentiles of the front-end on this machine"),
     "demo": ("kp_frontend.demo", "play a bag through the live nodes and write a report"),
 }
 

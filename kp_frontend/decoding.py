@@ -130,30 +130,28 @@ def find_peaks(
     A maximum has the largest value within the square of `radius` and is above `threshold`; it may lie neither
     within `border` of the edge nor where `mask` is 0, but suppresses its neighbours all the same.
     """
-    height, width = scores.shape
-    kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    width = scores.shape[1]
     peak = scores > threshold
     if radius:
-        peak &= scores == cv2.dilate(scores, kernel)
-    if border:
-        inner = np.zeros_like(peak)
-        inner[border : height - border, border : width - border] = True
-        peak &= inner
+        peak &= scores == cv2.dilate(scores, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))
     if mask is not None:
         peak &= mask != 0
+    if border:
+        peak[:border], peak[-border:], peak[:, :border], peak[:, -border:] = False, False, False, False
     index = np.flatnonzero(peak)
-    best = index[_largest(scores.ravel()[index], top_k)]
-    return np.stack([best % width, best // width], axis=1), scores.ravel()[best]
+    values = scores.ravel().take(index)
+    best = _largest(values, top_k)
+    y, x = np.divmod(index[best], width)
+    return np.stack([x, y], axis=1), values[best]
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
     """Indices of the `count` largest values, largest first; ties keep their order."""
-    if len(values) > count:
-        cut = -np.partition(-values, count - 1)[count - 1]
-        kept = np.flatnonzero(values >= cut)
-    else:
-        kept = np.arange(len(values))
-    return kept[np.argsort(-values[kept], kind="stable")][:count]
+    if len(values) <= count:
+        return np.argsort(-values, kind="stable")
+    place = len(values) - count
+    kept = np.flatnonzero(values >= np.partition(values, place)[place])
+    return kept[np.argsort(-values[kept], kind="stable")[:count]]
 
 
 def soft_argmax(scores: np.ndarray, peaks: np.ndarray, radius: int) -> np.ndarray:
@@ -163,13 +161,18 @@ def soft_argmax(scores: np.ndarray, peaks: np.ndarray, radius: int) -> np.ndarra
     """
     if not radius:
         return peaks.astype(np.float32)
-    steps = np.arange(-radius, radius + 1)
-    padded = cv2.copyMakeBorder(scores, radius, radius, radius, radius, cv2.BORDER_CONSTANT, value=0)
-    rows, columns = peaks[:, 1, None, None] + steps[:, None] + radius, peaks[:, 0, None, None] + steps + radius
-    patches = padded[rows, columns]
-    total = np.maximum(patches.sum(axis=(1, 2)), np.float32(1e-20))
-    shift = np.stack([patches.sum(axis=1) @ steps, patches.sum(axis=2) @ steps], axis=1) / total[:, None]
-    return (peaks + shift).astype(np.float32)
+    patches, steps = _patches(scores, peaks, radius, cv2.BORDER_CONSTANT), np.arange(-radius, radius + 1)
+    down, across = (axis.ravel() for axis in np.meshgrid(steps, steps, indexing="ij"))
+    sums = patches @ np.stack([across, down, np.ones_like(down)], axis=1).astype(np.float32)
+    return (peaks + sums[:, :2] / np.maximum(sums[:, 2:], np.float32(1e-20))).astype(np.float32)
+
+
+def _patches(values: np.ndarray, peaks: np.ndarray, radius: int, beyond: int) -> np.ndarray:
+    """N×(2r+1)² values of an H×W map round N×2 int peaks (x, y), row by row; beyond: OpenCV's kind of border."""
+    padded = cv2.copyMakeBorder(values, radius, radius, radius, radius, beyond)
+    width, steps = padded.shape[1], np.arange(2 * radius + 1)
+    window = (steps[:, None] * width + steps).ravel()
+    return padded.ravel().take((peaks[:, 1] * width + peaks[:, 0])[:, None] + window)
 
 
 def fit_peaks(scores: np.ndarray, peaks: np.ndarray) -> np.ndarray:
@@ -177,9 +180,7 @@ def fit_peaks(scores: np.ndarray, peaks: np.ndarray) -> np.ndarray:
 
     For maps of any scale, where `soft_argmax` has no meaning. A peak whose top lies a pixel off or more stays.
     """
-    padded = cv2.copyMakeBorder(scores, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
-    steps = np.arange(3)
-    patches = padded[peaks[:, 1, None, None] + steps[:, None], peaks[:, 0, None, None] + steps].astype(np.float64)
+    patches = _patches(scores, peaks, 1, cv2.BORDER_REPLICATE).reshape(-1, 3, 3).astype(np.float64)
     middle = patches[:, 1, 1]
     dx, dy = (patches[:, 1, 2] - patches[:, 1, 0]) / 2, (patches[:, 2, 1] - patches[:, 0, 1]) / 2
     dxx = patches[:, 1, 2] + patches[:, 1, 0] - 2 * middle
@@ -201,17 +202,25 @@ def sample_descriptors(descriptors: np.ndarray, points: np.ndarray) -> np.ndarra
     x = np.clip(points[:, 0].astype(np.float32), 0, width - 1)
     y = np.clip(points[:, 1].astype(np.float32), 0, height - 1)
     left, top = np.minimum(x.astype(np.intp), max(width - 2, 0)), np.minimum(y.astype(np.intp), max(height - 2, 0))
-    order = np.argsort(top * width + left)  # neighbours in memory one after the other: a third less time on a large map
-    x, y, left, top = x[order], y[order], left[order], top[order]
-    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    x, y = x - left, y - top
+    right, below = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1) * width
+    x, y, top = x - left.astype(np.float32), y - top.astype(np.float32), top * width
+    corners = np.stack([top + left, top + right, below + left, below + right])
+    weights = np.stack([(1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y])
     flat = descriptors.reshape(size, -1)
-    total = flat.take(top * width + left, axis=1) * ((1 - x) * (1 - y))
-    for row, column, weight in ((top, right, x * (1 - y)), (bottom, left, (1 - x) * y), (bottom, right, x * y)):
-        total += flat.take(row * width + column, axis=1) * weight
-    sampled = np.empty((len(points), size), np.float32)
-    sampled[order] = total.T
-    return sampled / np.maximum(np.linalg.norm(sampled, axis=1, keepdims=True), np.float32(1e-12))
+    if flat.shape[1] <= _CELLS_A_POINT * len(points):
+        sampled = np.einsum("knd,kn->nd", cv2.transpose(flat).take(corners, axis=0), weights)
+    else:
+        order = np.argsort(corners[0])  # neighbours in memory one after the other
+        near = flat.take(corners[:, order], axis=1)
+        near *= weights[:, order]
+        sampled = np.empty((len(points), size), np.float32)
+        sampled[order] = near.sum(axis=1).T
+    lengths = np.sqrt(np.einsum("nd,nd->n", sampled, sampled))
+    sampled /= np.maximum(lengths, np.float32(1e-12))[:, None]
+    return sampled
+
+
+_CELLS_A_POINT = 8  # of a map; with more, turning all of it so that a descriptor lies in one piece takes longer
 
 
 def _detect_full(outputs: Outputs, parameters: FullParameters, view: View, top_k: int) -> Points:
@@ -256,11 +265,11 @@ def _detect_cells(outputs: Outputs, parameters: CellsParameters, view: View, top
 def _spread(points: np.ndarray, scores: np.ndarray, view: View, radius: int) -> np.ndarray:
     """Indices of the points, given best first, that are the best within `radius` pixels."""
     x, y = np.rint(points).astype(np.intp).T
-    pixels, first = np.unique(y * view.width + x, return_index=True)
-    canvas = np.full((view.height, view.width), -np.inf, np.float32)
-    canvas.flat[pixels] = scores[first]
-    peaks, _ = find_peaks(canvas, len(points), radius=radius, threshold=-np.inf)
-    return first[np.searchsorted(pixels, peaks[:, 1] * view.width + peaks[:, 0])]
+    pixels = (y * view.width + x)[::-1]  # the best last: of those of one pixel it stays
+    canvas, which = np.full(view.height * view.width, -np.inf, np.float32), np.empty(view.height * view.width, np.intp)
+    canvas[pixels], which[pixels] = scores[::-1], np.arange(len(points))[::-1]
+    peaks, _ = find_peaks(canvas.reshape(view.height, view.width), len(points), radius=radius, threshold=-np.inf)
+    return which[peaks[:, 1] * view.width + peaks[:, 0]]
 
 
 def _describe_cells(
@@ -282,7 +291,7 @@ def _detect_points(outputs: Outputs, parameters: PointsParameters, view: View, t
 def _describe_points(
     outputs: Outputs, metadata: ModelMetadata, parameters: PointsParameters, keypoints: np.ndarray
 ) -> np.ndarray:
-    return outputs["point_descriptors"][0]
+    return outputs["point_descriptors"][0].copy()  # the engine's own is good until its next run
 
 
 def _inside(points: np.ndarray, view: View) -> np.ndarray:

@@ -9,11 +9,14 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from subprocess import DEVNULL, Popen
+from threading import Event
 from typing import Any
 
 import kp_frontend
 from kp_frontend.errors import InputError
 from kp_frontend.progress import Progress
+
+_LOOKS = 0.2  # seconds between two looks at whether to stop
 
 
 class Ended(RuntimeError):
@@ -25,18 +28,22 @@ class Ended(RuntimeError):
 
 
 def call_isolated(
-    function: Callable[..., Any], *arguments: Any, progress: Progress, name: str = "", quiet: bool = True
+    function: Callable[..., Any], *arguments: Any, progress: Progress, name: str = "", quiet: bool = True,
+    stop: Event | None = None,
 ) -> Any:
     """``function(*arguments, progress)`` of a module, in a fresh Python; arguments and result are pickled.
 
     name: of what runs, for Ended (default: the function's).  quiet: what it prints is not shown; what it says to
-    stderr always is.
+    stderr always is.  stop: ends the process when it is set.
     Raises what the function raises of InputError and MemoryError, and Ended.
     """
     ours, child = start(__name__, stdout=DEVNULL if quiet else None)
     try:
         ours.send((function, arguments))
         while True:
+            while stop is not None and not ours.poll(_LOOKS):
+                if stop.is_set():
+                    child.terminate()  # and so the pipe ends
             kind, content = ours.recv()
             if kind == "result":
                 return content

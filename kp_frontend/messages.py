@@ -1,8 +1,9 @@
-"""Features, matches, tracks and poses ↔ standard ROS messages; clouds are one structured array, copied once."""
+"""Features, matches, tracks and poses ↔ standard ROS messages; clouds are filled where they lie."""
 
 from __future__ import annotations
 
 import array
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,15 +61,27 @@ def _float_array(values: np.ndarray) -> array.array:
     return filled
 
 
-def cloud_to_message(points: np.ndarray, header: Header) -> PointCloud2:
-    """PointCloud2 (height 1) whose fields are those of the structured array `points`."""
-    fields = []
-    for name, (dtype, offset, *_) in (points.dtype.fields or {}).items():
-        count = int(np.prod(dtype.shape, dtype=int))
-        fields.append(PointField(name=name, offset=offset, datatype=_DATATYPES[dtype.base], count=count))
-    return PointCloud2(
-        header=header, height=1, width=len(points), fields=fields, is_bigendian=False, is_dense=True,
-        point_step=points.dtype.itemsize, row_step=points.nbytes, data=byte_array(points),
+def new_points(count: int, dtype: np.dtype) -> tuple[array.array, np.ndarray]:
+    """Bytes of `count` points of a structured `dtype`, all zero, and the points that lie there, to be filled."""
+    data = array.array("B", (0,)) * (count * dtype.itemsize)
+    return data, np.ndarray(count, dtype, data)
+
+
+def cloud_to_message(data: array.array, points: np.ndarray, header: Header) -> PointCloud2:
+    """PointCloud2 (height 1) of what `new_points` gave; its fields are those of the points."""
+    message = PointCloud2(
+        header=header, height=1, width=len(points), fields=list(_fields(points.dtype)), is_bigendian=False,
+        is_dense=True, point_step=points.dtype.itemsize, row_step=points.nbytes,
+    )
+    message.data = data  # the constructor would copy it twice
+    return message
+
+
+@functools.lru_cache
+def _fields(dtype: np.dtype) -> tuple[PointField, ...]:
+    return tuple(
+        PointField(name=name, offset=offset, datatype=_DATATYPES[kind.base], count=int(np.prod(kind.shape, dtype=int)))
+        for name, (kind, offset, *_) in (dtype.fields or {}).items()
     )
 
 
@@ -135,7 +148,7 @@ def features_to_message(
     descriptors = features.descriptors
     if descriptor_format == "uint8" and features.metric == "l2":
         descriptors = quantize(descriptors)
-    points = np.zeros(len(features), _features_dtype(descriptors, features.metric))
+    data, points = new_points(len(features), _features_dtype(descriptors, features.metric))
     if bearings is not None:
         points["x"], points["y"], points["z"] = bearings.T
     points["u"], points["v"] = features.keypoints.T
@@ -143,7 +156,7 @@ def features_to_message(
     points["id"], points["age"] = tracks.ids, tracks.ages
     if descriptors.shape[1]:
         points["descriptor"] = descriptors
-    return cloud_to_message(points, header)
+    return cloud_to_message(data, points, header)
 
 
 def _features_dtype(descriptors: np.ndarray, metric: str) -> np.dtype:
@@ -205,13 +218,13 @@ def matches_to_message(
 
     query, train: N×2 keypoints of both images; u0 v0 are the query's, u1 v1 the train's.  train_stamp: nanoseconds.
     """
-    points = np.empty(len(matches), _MATCH_FIELDS)
+    data, points = new_points(len(matches), np.dtype(_MATCH_FIELDS))
     points["query_index"], points["train_index"] = matches.query, matches.train
     points["u0"], points["v0"] = query[matches.query].T
     points["u1"], points["v1"] = train[matches.train].T
     points["distance"] = matches.distances
     points["ref_sec"], points["ref_nanosec"] = divmod(train_stamp, 1_000_000_000)
-    return cloud_to_message(points, header)
+    return cloud_to_message(data, points, header)
 
 
 def matches_from_message(message: PointCloud2) -> MatchedPoints:
@@ -295,9 +308,9 @@ def image_to_message(image: np.ndarray, header: Header) -> Image:
     height, width = image.shape[:2]
     encoding = "mono8" if image.ndim == 2 else "bgr8"
     step = width * (1 if image.ndim == 2 else 3)
-    return Image(
-        header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=step, data=byte_array(image)
-    )
+    message = Image(header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=step)
+    message.data = byte_array(image)  # the constructor would copy it twice
+    return message
 
 
 def diagnostics_to_message(

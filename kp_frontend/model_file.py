@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import mmap
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from kp_frontend.errors import InputError
 
 KEY = "kp_frontend"
 SCHEMA_VERSION = 1
+_PROPERTIES = 14  # metadata_props of onnx.proto's ModelProto: messages of a key (1) and a value (2)
 CHOICES = {
     "color": ("gray", "rgb"),
     "profile": ("dense", "sparse"),
@@ -98,3 +102,54 @@ class ModelMetadata:
             return cls(**values)
         except (json.JSONDecodeError, TypeError) as error:
             raise InputError(f"{source}: metadata is not readable ({error}); {advice}") from error
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """What the ONNX file `path` says of itself, read without any library: a runtime has one of several, or none.
+
+    Raises InputError for a file that is cut short or no ONNX file, and for one without our metadata.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            properties = [data[begin:end] for number, begin, end in _fields(data) if number == _PROPERTIES]
+        texts = [{number: entry[begin:end].decode() for number, begin, end in _fields(entry)} for entry in properties]
+    except OSError as error:
+        raise InputError(f"model {path} cannot be read ({error.strerror})") from error
+    except (ValueError, IndexError) as error:  # the end of the file cuts a number: IndexError
+        reason = "cut short" if isinstance(error, IndexError) else str(error)
+        raise InputError(f"model {path} is not an ONNX file that can be run ({reason})") from error
+    return ModelMetadata.from_json({text.get(1): text.get(2) for text in texts}.get(KEY), f"model {path}")
+
+
+def _fields(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
+    """The fields of a protobuf message: number, and where in `data` its content begins and ends.
+
+    Source: "Encoding" in the documentation of Protocol Buffers.
+    """
+    place = 0
+    while place < len(data):
+        tag, begin = _varint(data, place)
+        number, kind = tag >> 3, tag & 7
+        if kind == 2:
+            length, begin = _varint(data, begin)
+        elif kind == 0:
+            length = _varint(data, begin)[1] - begin
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise ValueError("no protobuf")
+        place = begin + length
+        if place > len(data):
+            raise ValueError("cut short")
+        yield number, begin, place
+
+
+def _varint(data: bytes | mmap.mmap, place: int) -> tuple[int, int]:
+    """The number at `place`, seven bits a byte, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place

@@ -14,7 +14,8 @@ from kp_frontend.errors import InputError
 from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.geometry import depth_at, disparity_to_depth
 from kp_frontend.odometry import Odometry, OdometryConfig, OdometryState
-from kp_frontend.tracking import Tracker, TrackerConfig, load_tracker
+from kp_frontend.tracker import Seen, Tracker, TrackerConfig
+from kp_frontend.tracking import load_tracker
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,14 @@ class FrontendOutput:
     previous_stamp: int
     state: OdometryState | None
     timings: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Extracted:
+    """A frame and what its images show by themselves: the first half of the road."""
+
+    frame: Frame
+    seen: Seen
 
 
 class Stopwatch:
@@ -113,14 +122,29 @@ class Frontend:
         Raises InputError, and stays usable, where the stamp does not advance or a size is not the camera's.
         A caller that sees time jump back on purpose (a looped bag) calls `reset` first.
         """
-        self._check(frame)
+        self._check_stamp(frame.stamp)
+        return self.follow(self.extract(frame))
+
+    def extract(self, frame: Frame) -> Extracted:
+        """The first half of `process`, which knows nothing of other frames.
+
+        One thread may be in it while another is in `follow` or `reset` with what was extracted before.
+        """
+        self._check_sizes(frame)
+        right = frame.right if self._needs_right(frame) else None
+        return Extracted(frame, self.tracker.extract(frame.image, frame.mask, right))
+
+    def follow(self, extracted: Extracted) -> FrontendOutput:
+        """The second half of `process`: frames in order of time."""
+        frame, seen = extracted.frame, extracted.seen
+        self._check_stamp(frame.stamp)
         watch = Stopwatch()
-        tracked = self.tracker.track(frame.image, frame.mask)
+        tracked = self.tracker.follow(seen)
         watch.timings.update(tracked.timings)
         state = None
         if self.odometry is not None:
             with watch.stage("depth"):
-                depths = self._depths(frame, tracked.features)
+                depths = self._depths(extracted, tracked.features)
             with watch.stage("odometry"):
                 state = self.odometry.process(frame.stamp, tracked.features, tracked.tracks, depths)
         output = FrontendOutput(
@@ -130,20 +154,26 @@ class Frontend:
         self._previous, self._previous_stamp = tracked.features, frame.stamp
         return output
 
-    def _depths(self, frame: Frame, features: Features) -> np.ndarray | None:
+    def _needs_right(self, frame: Frame) -> bool:
+        calibrated = self.odometry is not None and self.camera is not None and self.baseline is not None
+        return calibrated and frame.depth is None and frame.right is not None
+
+    def _depths(self, extracted: Extracted, features: Features) -> np.ndarray | None:
         """N float32 metres of the keypoints, nan = unknown; None where the frame has neither depth nor second image."""
-        if frame.depth is not None:
-            return depth_at(frame.depth, features.keypoints)
-        if frame.right is None or self.camera is None or self.baseline is None:
+        if extracted.frame.depth is not None:
+            return depth_at(extracted.frame.depth, features.keypoints)
+        if extracted.seen.right is None or self.camera is None or self.baseline is None:
             return None
-        disparity = self.tracker.match_stereo(features, frame.image, frame.right)
+        disparity = self.tracker.match_stereo(extracted.seen, features)
         return disparity_to_depth(disparity, self.camera.matrix[0, 0], self.baseline)
 
-    def _check(self, frame: Frame) -> None:
-        if self._previous is not None and frame.stamp <= self._previous_stamp:
-            verb = "repeats" if frame.stamp == self._previous_stamp else "jumps back"
-            seconds = (frame.stamp - self._previous_stamp) * 1e-9
+    def _check_stamp(self, stamp: int) -> None:
+        if self._previous is not None and stamp <= self._previous_stamp:
+            verb = "repeats" if stamp == self._previous_stamp else "jumps back"
+            seconds = (stamp - self._previous_stamp) * 1e-9
             raise InputError(f"stamp {verb} ({seconds:+.3f} s after the frame before): frame skipped")
+
+    def _check_sizes(self, frame: Frame) -> None:
         size = frame.image.shape[:2]
         if self.camera is not None and size != (self.camera.height, self.camera.width):
             raise InputError(

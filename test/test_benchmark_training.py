@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kp_frontend.errors import InputError
 from kp_frontend.isolated import Ended, call_isolated
 from kp_training.benchmarks import training as benchmark
+from kp_training.benchmarks.photographs import photographs
 from kp_training.cli import benchmark as command
 from kp_training.methods import METHODS
 from kp_training.methods.base import Stage
@@ -126,10 +127,10 @@ def test_torch_without_memory_is_a_memory_error():
 
 def test_photographs_are_made_once(tmp_path, monkeypatch):
     monkeypatch.setenv("KP_FRONTEND_CACHE", str(tmp_path))
-    folder = benchmark.photographs(3)
+    folder = photographs(3)
     files = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert len(files) == 3
-    assert benchmark.photographs(3) == folder
+    assert photographs(3) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == files
 
 
@@ -148,7 +149,7 @@ def test_whole_command(tmp_path, monkeypatch, capsys):
         return replace(FIGURES, method=case.method, stage=case.stage, labelled_images=0.5)
 
     monkeypatch.setattr(benchmark, "measure_isolated", measured)
-    monkeypatch.setattr(benchmark, "photographs", lambda: tmp_path)
+    monkeypatch.setattr("kp_training.benchmarks.photographs.photographs", lambda: tmp_path)
     monkeypatch.setattr("kp_frontend.isolated.call_isolated", lambda *_, **__: 140.0)
     file = tmp_path / "figures.json"
     assert command.main(["training", "--steps", "3", "--json", str(file)]) == 0
@@ -173,7 +174,7 @@ def test_ctrl_c_shows_what_was_measured(tmp_path, monkeypatch, capsys):
         return FIGURES
 
     monkeypatch.setattr(benchmark, "measure_isolated", measured)
-    monkeypatch.setattr(benchmark, "photographs", lambda: tmp_path)
+    monkeypatch.setattr("kp_training.benchmarks.photographs.photographs", lambda: tmp_path)
     monkeypatch.setattr("kp_frontend.isolated.call_isolated", lambda *_, **__: 140.0)
     assert command.main(["training", "--methods", "kp2d"]) == 130
     shown = capsys.readouterr().out
@@ -187,7 +188,7 @@ def test_ctrl_c_shows_what_was_measured(tmp_path, monkeypatch, capsys):
     (["--methods", "kp2d", "--network", "huge"], "huge"), (["--methods", "kp2d", "--size", "31x31"], "31"),
 ])
 def test_bad_usage_is_one_line(words, said, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "photographs", lambda: tmp_path)
+    monkeypatch.setattr("kp_training.benchmarks.photographs.photographs", lambda: tmp_path)
     monkeypatch.setattr("kp_frontend.isolated.call_isolated", lambda *_, **__: 140.0)
     with pytest.raises(InputError, match=said) as error:
         command.main(["training", *words])

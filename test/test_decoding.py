@@ -67,6 +67,14 @@ def test_soft_argmax_finds_the_centre_of_a_blob():
     np.testing.assert_allclose(soft_argmax(blob, np.array([[10, 10]]), 4), [[10.3, 9.8]], atol=5e-3)
 
 
+def test_soft_argmax_is_the_weighted_mean_of_what_is_in_the_map():
+    scores, peaks = noise(9, 11), np.array([[0, 0], [10, 8], [1, 7], [5, 4], [10, 0]])
+    y, x = np.mgrid[:9, :11]
+    for (px, py), found in zip(peaks.tolist(), soft_argmax(scores, peaks, 2)):
+        weight = np.where((abs(x - px) <= 2) & (abs(y - py) <= 2), scores.astype(float), 0)
+        np.testing.assert_allclose(found, [(weight * x).sum() / weight.sum(), (weight * y).sum() / weight.sum()], 1e-5)
+
+
 def test_fit_peaks_is_exact_on_a_quadric():
     y, x = np.mgrid[:9, :9].astype(np.float32)
     quadric = 5 - (x - 4.3) ** 2 - 2 * (y - 3.6) ** 2 + 0.5 * (x - 4.3) * (y - 3.6)
@@ -87,9 +95,11 @@ def slow_sample(descriptors, point):
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 9), (5, 1, 4), (2, 1, 1)])
-def test_descriptors_are_bilinear_samples_of_unit_length(shape):
+@pytest.mark.parametrize("count", [40, 5, 1], ids=["many points", "few points", "one point"])
+def test_descriptors_are_bilinear_samples_of_unit_length(shape, count):
+    """Many points turn the map round, few do not: see _CELLS_A_POINT."""
     descriptors = noise(*shape) - 0.4
-    points = np.random.default_rng(1).uniform(-1.5, 9.5, (40, 2)).astype(np.float32)
+    points = np.random.default_rng(1).uniform(-1.5, 9.5, (count, 2)).astype(np.float32)
     sampled = sample_descriptors(descriptors, points)
     assert sampled.dtype == np.float32
     np.testing.assert_allclose(sampled, [slow_sample(descriptors, point) for point in points], atol=1e-5)
@@ -191,6 +201,20 @@ def test_of_two_cells_that_point_at_one_pixel_the_better_stays():
         features = decode(swapped, cells_metadata(), View(8, 16), overrides={"nms_radius": 1})
         np.testing.assert_allclose(features.keypoints, [[7.5, 3.5]], atol=1e-5)
         np.testing.assert_allclose(features.scores, [0.8])
+
+
+def test_features_share_no_memory_with_the_outputs():
+    """An engine writes its next outputs where these lie."""
+    full = {"scores": noise(1, 1, 32, 48), "descriptors": noise(1, 4, 4, 6)}
+    cells = {"scores": noise(1, 1, 4, 6), "offsets": noise(1, 2, 4, 6), "descriptors": noise(1, 4, 8, 12)}
+    for outputs, metadata in ((full, full_metadata()), (cells, cells_metadata())):
+        features = decode(outputs, metadata, View(32, 48))
+        for name in ("keypoints", "scores", "descriptors"):
+            assert not any(np.shares_memory(getattr(features, name), output) for output in outputs.values())
+    points = {"point_descriptors": noise(1, 7, 4)}
+    decoder, parameters = find_decoder(full_metadata(decoder="points", decoder_parameters={}), {})
+    described = decoder.describe(points, full_metadata(), parameters, np.zeros((7, 2), np.float32))
+    assert not np.shares_memory(described, points["point_descriptors"])
 
 
 def test_unknown_decoders_and_parameters_are_named():

@@ -1,8 +1,11 @@
-"""Engines: a model file runs, or says why it cannot."""
+"""Engines: a model file runs, or says why it cannot, and what runs it is the fastest that is right."""
 
 from __future__ import annotations
 
 import logging
+import sys
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,26 +13,198 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from tiny_models import full_metadata, full_model
+from fake_backends import FakeEngine, blank, install, negated, only, refuse, shifted
+from tiny_models import SIZE, cells_metadata, cells_model, full_metadata, full_model, points_metadata, points_model
 
-from kp_frontend.engines import BACKENDS, open_engine
+from kp_frontend.engines import (
+    BACKENDS,
+    Agreement,
+    EngineLost,
+    Request,
+    Unavailable,
+    choice,
+    cuda,
+    onnxruntime,
+    open_engine,
+)
+from kp_frontend.engines.choice import fastest_first
+from kp_frontend.engines.openvino import _precision
+from kp_frontend.engines.parity import compare, found_in, sample_inputs
 from kp_frontend.errors import InputError
+from kp_frontend.model_file import read_metadata
 
 
-@pytest.mark.parametrize("backend", ["auto", "onnxruntime"])
-def test_a_model_runs_at_two_sizes(tmp_path, caplog, backend):
-    path = full_model(tmp_path / "tiny.onnx", full_metadata())
+@pytest.fixture
+def tiny(tmp_path):
+    return full_model(tmp_path / "tiny.onnx", full_metadata())
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_a_model_runs_at_any_size(tiny, caplog, backend):
+    pytest.importorskip(backend)
     with caplog.at_level(logging.INFO, logger="kp_frontend.engines"):
-        engine = open_engine(path, backend, threads=1)
-    assert "tiny.onnx: onnxruntime (CPU) runs it" in caplog.text
-    assert engine.backend == "onnxruntime (CPU)"
+        engine = open_engine(tiny, backend, threads=1)
+    assert f"tiny.onnx: {backend} (CPU), asked for" in caplog.text
+    assert engine.backend == f"{backend} (CPU)"
     assert engine.metadata == full_metadata()
-    for height, width in ((16, 32), (48, 16)):
-        image = np.random.default_rng(0).random((1, 1, height, width), np.float32)
+    random = np.random.default_rng(0)
+    for height, width in ((16, 32), (48, 16), (16, 16), (32, 32), (64, 16), (16, 32)):
+        image = random.random((1, 1, height, width), np.float32)
         maps = engine.run(image)
         assert set(maps) == set(engine.outputs) == {"scores", "descriptors"}
         np.testing.assert_allclose(maps["scores"], image)
         assert maps["descriptors"].shape == (1, 4, height // 8, width // 8)
+
+
+def test_openvino_computes_in_single_precision(tmp_path):
+    """Its default on many CPUs is bfloat16, with errors of a hundredth."""
+    pytest.importorskip("openvino")
+    path = cells_model(tmp_path / "cells.onnx", cells_metadata())
+    image = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    expected, maps = (open_engine(path, backend).run(image) for backend in ("onnxruntime", "openvino"))
+    for name, values in expected.items():
+        np.testing.assert_allclose(maps[name], values, atol=1e-5, err_msg=name)
+
+
+def test_openvino_takes_bfloat16_only_where_a_file_allows_it():
+    metadata, able = partial(full_metadata, precision="fp16"), ("FP32", "BF16", "INT8")
+    assert _precision(metadata(), able) == "bf16"
+    assert _precision(metadata(), ("FP32", "INT8")) == "f32"
+    assert _precision(metadata(profile="sparse", top_k=9), able) == "f32"
+    assert _precision(full_metadata(), able) == "f32"
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_images_may_be_views_that_cannot_be_written(tiny, backend):
+    pytest.importorskip(backend)
+    engine = open_engine(tiny, backend)
+    large = np.random.default_rng(0).random((1, 1, 32, 64), np.float32)
+    large.flags.writeable = False
+    for view in (large, large[..., 16:48]):
+        np.testing.assert_allclose(engine.run(view)["scores"], view)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_points_may_be_as_many_as_there_are(tmp_path, backend):
+    pytest.importorskip(backend)
+    engine = open_engine(points_model(tmp_path / "points.onnx", points_metadata()), backend)
+    image = np.full((1, 1, 16, 16), 0.5, np.float32)
+    for count in (1, 7, 3):
+        points = np.random.default_rng(count).random((1, count, 2), np.float32)
+        found = engine.run(image, keypoints=points)["point_descriptors"]
+        np.testing.assert_allclose(found[..., :2], points + 0.5, rtol=1e-6)
+
+
+def test_a_uint8_input_is_taken_as_it_is(tmp_path):
+    pytest.importorskip("openvino")
+    path = full_model(tmp_path / "uint8.onnx", full_metadata(input_dtype="uint8"))
+    image = np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16), np.uint8)
+    for backend in ("openvino", "onnxruntime"):
+        engine = open_engine(path, backend)
+        np.testing.assert_allclose(engine.run(image)["scores"], image / np.float32(255), atol=1e-6)
+        with pytest.raises(InputError, match=r"takes 1×1×H×W uint8, got 1×1×16×16 float32"):
+            engine.run(image.astype(np.float32))
+
+
+def test_auto_takes_the_first_that_works_and_says_why(tiny, monkeypatch, caplog):
+    only(monkeypatch, tensorrt=refuse("no GPU: plug one in"), cuda=FakeEngine)
+    with caplog.at_level(logging.INFO, logger="kp_frontend.engines"):
+        engine = open_engine(tiny)
+    choice = engine.choice
+    assert engine.backend == choice.backend == "fake (GPU)"
+    assert choice.reason == "the fastest that works here (tensorrt: no GPU: plug one in)"
+    assert choice.agreement == Agreement(choice.agreement.keypoints, 1.0, 0.0, pytest.approx(1.0))
+    assert choice.agreement.keypoints > 100
+    assert choice.warm_up_ms > 0
+    assert "100.0 % of" in caplog.text
+
+
+def test_auto_takes_openvino_where_there_is_no_gpu(tiny, monkeypatch):
+    pytest.importorskip("openvino")
+    for backend in ("tensorrt", "cuda"):
+        install(monkeypatch, backend, refuse("no GPU"))
+    assert open_engine(tiny).backend == "openvino (CPU)"
+
+
+@pytest.mark.parametrize("change", [shifted, negated, blank])
+def test_an_engine_that_disagrees_is_not_taken(tiny, monkeypatch, caplog, change):
+    only(monkeypatch, cuda=lambda request: FakeEngine(request, change))
+    engine = open_engine(tiny)
+    assert engine.backend == "onnxruntime (CPU)"
+    assert "tiny.onnx: not run by cuda, which finds something else than onnxruntime" in caplog.text
+    assert "keypoints within 1 px" in engine.choice.reason
+    with pytest.raises(InputError, match=r"cuda: finds something else than onnxruntime: .* % of \d+ keypoints"):
+        open_engine(tiny, "cuda")
+
+
+@pytest.mark.parametrize("runs", [0, 1])
+def test_an_engine_whose_first_runs_fail_is_not_taken(tiny, monkeypatch, runs):
+    only(monkeypatch, cuda=lambda request: FakeEngine(request, runs=runs))
+    assert "cuda: its first runs failed (the GPU vanished)" in open_engine(tiny).choice.reason
+
+
+def test_a_broken_library_does_not_keep_others_from_running(tiny, monkeypatch, caplog):
+    def broken(request):
+        raise AttributeError("no such\nfunction")
+
+    only(monkeypatch, cuda=broken)
+    engine = open_engine(tiny)
+    assert engine.backend == "onnxruntime (CPU)"
+    assert "cuda: AttributeError: no such function" in engine.choice.reason
+    assert "tiny.onnx: cuda fails here" in caplog.text
+    with pytest.raises(AttributeError):
+        open_engine(tiny, "cuda")
+
+
+def test_without_onnxruntime_nothing_is_compared(tiny, monkeypatch):
+    pytest.importorskip("openvino")
+    for backend in ("tensorrt", "cuda"):
+        install(monkeypatch, backend, refuse("no GPU"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    engine = open_engine(tiny)
+    assert engine.backend == "openvino (CPU)"
+    assert engine.choice.agreement is None
+    with pytest.raises(InputError, match=r"onnxruntime: not installed: pip install 'kp_frontend\[cpu\]'"):
+        open_engine(tiny, "onnxruntime")
+
+
+def test_where_nothing_runs_every_reason_is_given(tiny, monkeypatch):
+    only(monkeypatch, onnxruntime=refuse("not today"))
+    with pytest.raises(InputError, match=r"tensorrt: not on this machine; .*onnxruntime: not today; pytorch: not on"):
+        open_engine(tiny)
+
+
+def test_agreement_of_hand_made_points():
+    expected = np.array([[10, 10], [20, 20], [30, 30], [40, 40]], np.float32), np.eye(4, dtype=np.float32)
+    moved = expected[0] + np.array([[0.5, 0], [0, 0.9], [2, 0], [0, 0]], np.float32)
+    turned = expected[1].copy()
+    turned[3] = [0, 0, 0.6, 0.8]
+    assert compare(expected, (moved[::-1], turned[::-1])) == Agreement(4, 0.75, 0.5, 1.0)
+    assert compare(expected, (expected[0], -expected[1])) == Agreement(4, 1.0, 0.0, -1.0)
+    assert not compare(expected, (expected[0] + np.float32(0.3), expected[1])).good  # half a pixel, as by align_corners
+    nothing = np.zeros((0, 2), np.float32), np.zeros((0, 4), np.float32)
+    assert not compare(expected, nothing).good
+    assert compare(nothing, nothing).good
+    assert str(compare(nothing, nothing)) == "no keypoints to compare"
+
+
+def test_sparse_outputs_are_compared_without_their_padding():
+    metadata = full_metadata(profile="sparse", top_k=3)
+    outputs = {
+        "keypoints": np.array([[[5, 6], [7, 8], [0, 0]]], np.float32), "scores": np.array([[0.9, 0.5, 0]], np.float32),
+        "descriptors": np.ones((1, 3, SIZE), np.float32) / 2,
+    }
+    keypoints, descriptors = found_in(outputs, sample_inputs(metadata), metadata)
+    np.testing.assert_array_equal(keypoints, [[5, 6], [7, 8]])
+    assert descriptors.shape == (2, SIZE)
+
+
+def test_the_sample_has_the_size_that_the_model_takes():
+    assert sample_inputs(full_metadata())["image"].shape == (1, 1, 480, 640)
+    assert sample_inputs(full_metadata(), 100, 150)["image"].shape == (1, 1, 112, 160)
+    fixed = sample_inputs(cells_metadata(height=64, width=128, input_dtype="uint8"), 480, 640)["image"]
+    assert fixed.shape == (1, 3, 64, 128)
+    assert fixed.dtype == np.uint8
 
 
 def test_missing_file_is_named():
@@ -37,13 +212,25 @@ def test_missing_file_is_named():
         open_engine("nowhere.onnx")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model at all", None])
-def test_damaged_files_are_refused_in_one_line(tmp_path, content):
-    path = full_model(tmp_path / "tiny.onnx", full_metadata())
-    path.write_bytes(path.read_bytes()[:300] if content is None else content)
+@pytest.mark.parametrize("content", [b"", b"not a model at all", 300, -1, -400])
+@pytest.mark.parametrize("backend", ["auto", "openvino", "onnxruntime"])
+def test_damaged_files_are_refused_in_one_line(tiny, content, backend):
+    tiny.write_bytes(tiny.read_bytes()[:content] if isinstance(content, int) else content)
     with pytest.raises(InputError, match="is not an ONNX file that can be run") as caught:
-        open_engine(path)
+        open_engine(tiny, backend)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_with_broken_content_is_refused_in_one_line(tiny):
+    content = tiny.read_bytes()
+    tiny.write_bytes(content.replace(b"Conv", b"Cnov"))
+    with pytest.raises(InputError, match="Cnov") as caught:
+        open_engine(tiny)
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_is_read_without_a_library(tiny):
+    assert read_metadata(tiny) == full_metadata()
 
 
 def test_a_model_without_metadata_says_how_to_export(tmp_path):
@@ -51,23 +238,112 @@ def test_a_model_without_metadata_says_how_to_export(tmp_path):
         open_engine(full_model(tmp_path / "tiny.onnx", None))
 
 
-def test_a_model_for_another_channel_count_is_refused(tmp_path):
+@pytest.mark.parametrize("backend", ["auto", "openvino", "onnxruntime"])
+def test_a_model_for_another_input_is_refused(tmp_path, backend):
     with pytest.raises(InputError, match=r"made for 3 channels, but its metadata says gray \(1\)"):
-        open_engine(full_model(tmp_path / "tiny.onnx", full_metadata(), channels=3))
-
-
-def test_a_model_with_another_input_is_refused(tmp_path):
+        open_engine(full_model(tmp_path / "three.onnx", full_metadata(), channels=3), backend)
     with pytest.raises(InputError, match=r"takes picture .*expected one input, image"):
-        open_engine(full_model(tmp_path / "tiny.onnx", full_metadata(), name="picture"))
+        open_engine(full_model(tmp_path / "picture.onnx", full_metadata(), name="picture"), backend)
 
 
-def test_other_backends_and_files_say_so(tmp_path):
-    path = full_model(tmp_path / "tiny.onnx", full_metadata())
+def test_images_that_the_network_does_not_take_are_refused(tiny, tmp_path):
+    engine = open_engine(tiny, "onnxruntime")
+    with pytest.raises(InputError, match="multiples of 16, got 40×32"):
+        engine.run(np.zeros((1, 1, 32, 40), np.float32))
+    with pytest.raises(InputError, match="takes 1×1×H×W float32, got 1×3×32×32 float32"):
+        engine.run(np.zeros((1, 3, 32, 32), np.float32))
+    fixed = open_engine(full_model(tmp_path / "fixed.onnx", full_metadata(height=32, width=48)), "onnxruntime")
+    with pytest.raises(InputError, match="takes 48×32 only, got 32×32"):
+        fixed.run(np.zeros((1, 1, 32, 32), np.float32))
+
+
+def test_other_backends_and_files_say_so(tiny):
     with pytest.raises(InputError, match="unknown backend 'cuda12'; choose one of: auto, cuda"):
-        open_engine(path, "cuda12")
-    if "tensorrt" not in BACKENDS:
-        with pytest.raises(InputError, match="'tensorrt' is not in this version; choose one of: auto, onnxruntime"):
-            open_engine(path, "tensorrt")
-    (tmp_path / "tiny.engine").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"tiny\.engine is not an \.onnx file"):
-        open_engine(tmp_path / "tiny.engine")
+        open_engine(tiny, "cuda12")
+    engine = tiny.with_suffix(".engine")
+    engine.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"tiny\.engine is run by tensorrt only; give the \.onnx"):
+        open_engine(engine, "openvino")
+    with pytest.raises(InputError, match="tensorrt: "):
+        open_engine(engine)
+    text = tiny.with_suffix(".txt")
+    text.write_text("x")
+    with pytest.raises(InputError, match=r"tiny\.txt is neither an \.onnx nor an \.engine file"):
+        open_engine(text)
+
+
+class CudaOnTheCpu:
+    """The module onnxruntime, whose CUDA is the CPU; whole: whether all nodes are on it."""
+
+    def __init__(self, whole=True):
+        import onnxruntime as real
+
+        self._real, self._whole, self.OrtValue, self.sessions = real, whole, self, []
+
+    def SessionOptions(self):
+        entries: dict[str, str] = {}
+        return SimpleNamespace(entries=entries, add_session_config_entry=entries.__setitem__)
+
+    def InferenceSession(self, path, options, providers, enable_fallback):
+        assert [name for name, _ in providers] == ["CUDAExecutionProvider"]
+        assert not enable_fallback
+        self.sessions.append(options.entries["session.disable_cpu_ep_fallback"])
+        if not self._whole and self.sessions[-1] == "1":
+            raise RuntimeError("nodes on the CPU EP, but fallback to CPU EP has been explicitly disabled by the user")
+        session = self._real.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session.get_providers = lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        return session
+
+    def ortvalue_from_numpy(self, array, device, number):
+        assert (device, number) == ("cuda", 0)
+        return self._real.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_cuda_keeps_its_buffers(tiny, whole):
+    library = CudaOnTheCpu(whole)
+    engine = cuda.load(Request(tiny), library)
+    assert library.sessions == (["1"] if whole else ["1", "0"])
+    reference = onnxruntime.load(Request(tiny))
+    random = np.random.default_rng(0)
+    for height, width in ((16, 32), (16, 32), (48, 16)):
+        image = random.random((1, 1, height, width), np.float32)
+        for name, values in reference.run(image).items():
+            np.testing.assert_array_equal(engine.run(image)[name], values)
+
+
+def test_a_lost_or_full_gpu_says_what_to_do(tiny, monkeypatch):
+    engine = cuda.load(Request(tiny), CudaOnTheCpu())
+    image = np.zeros((1, 1, 16, 16), np.float32)
+    for text, wanted in (
+        ("CUDA failure 2: out of memory ; GPU=0", "out of GPU memory: use smaller images or a smaller top_k"),
+        ("CUDA failure 719: unspecified launch failure", "CUDA through onnxruntime failed .*719"),
+    ):
+        def fail(binding, text=text):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(engine._session, "run_with_iobinding", fail)
+        with pytest.raises(EngineLost, match=wanted):
+            engine.run(image)
+
+
+def test_cuda_is_not_taken_from_an_onnxruntime_without_it(tiny):
+    import onnxruntime as real
+
+    if "CUDAExecutionProvider" in real.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(InputError, match=r"without CUDA: pip uninstall onnxruntime, then .*kp_frontend\[gpu\]"):
+        open_engine(tiny, "cuda")
+
+
+def test_pytorch_comes_last_but_where_it_has_a_gpu(monkeypatch):
+    def no_driver():
+        raise Unavailable("no GPU here")
+
+    monkeypatch.setattr(choice, "open_driver", no_driver)
+    assert list(fastest_first()) == list(BACKENDS) == ["tensorrt", "cuda", "openvino", "onnxruntime", "pytorch"]
+    monkeypatch.setattr(choice, "open_driver", lambda: None)
+    for module, order in ((SimpleNamespace(has_gpu=lambda: True), ["pytorch", "openvino", "onnxruntime"]),
+                          (SimpleNamespace(has_gpu=lambda: False), ["openvino", "onnxruntime", "pytorch"])):
+        monkeypatch.setattr(choice.importlib, "import_module", lambda name, module=module: module)
+        assert list(fastest_first()) == ["tensorrt", "cuda", *order]

@@ -12,12 +12,14 @@ import torch
 
 from kp_frontend import load_extractor
 from kp_frontend.errors import InputError
-from kp_frontend.extractors.learned import network_input
-from kp_frontend.model_file import KEY, ModelMetadata
+from kp_frontend.model_file import KEY, ModelMetadata, read_metadata
 from kp_training.__main__ import main
 from kp_training.cli.export import check_images
 from kp_training.deployment import metadata_of, torch_extractor
 from kp_training.export import onnx as exporting
+from kp_training.export.calibration import calibration_images
+from kp_training.export.checks import BOUNDS, Sample, figures_of
+from kp_training.export.half import Half
 from kp_training.runs import Run, build_run, load_checkpoint, load_network, open_run
 
 VARIANTS = {
@@ -26,12 +28,21 @@ VARIANTS = {
     "kp2d-v4": ("kp2d", {}),
     "superpoint-prp": ("superpoint", {}),
     "superpoint-none": ("superpoint", {"norm": "none"}),
-    "superpoint-compact": ("superpoint", {"network": "compact"}),
-    "silk": ("silk", {}),
+    "superpoint-open": ("superpoint", {"norm": "open"}),
+    "superpoint_prp": ("superpoint_prp", {"network": "compact"}),
+    "silk": ("silk", {"channels": 8}),
     "silk-padded": ("silk", {"padding": True, "channels": 16}),
-    "silk-compact": ("silk", {"network": "compact"}),
+    "silk_prp": ("silk_prp", {"channels": 8}),
+    "sedm": ("sedm", {"network": "compact"}),
+    "pos_feat-compact": ("pos_feat", {"network": "compact"}),
     "residual": ("residual", {}),
     "residual-upright": ("residual", {"detector": "rootsift", "upright": True, "fusion": False}),
+}
+KINDS = {
+    "fp32": {},
+    "fp16": {"precision": "fp16"},
+    "sparse": {"profile": "sparse", "top_k": 150},
+    "sparse-fp16-uint8": {"profile": "sparse", "top_k": 150, "precision": "fp16", "input_dtype": "uint8"},
 }
 
 
@@ -43,7 +54,7 @@ class Exported:
     run: Run
     network: torch.nn.Module
     path: Path
-    difference: float
+    figures: dict[str, float]
 
     @property
     def metadata(self) -> ModelMetadata:
@@ -53,10 +64,21 @@ class Exported:
     def module(self) -> torch.nn.Module:
         return self.run.stages[-1].deployed(self.network).eval()
 
+    def export(self, path: Path, images=None, calibration=(), **changes) -> dict[str, float]:
+        """As what `changes` of the metadata say, checked on two sizes."""
+        decoding, metadata = self.run.method.decoding(), replace(self.metadata, **changes)
+        images = images or [check_images(None)[0][:96, :160], check_images(None)[1][100:228, 30:126]]
+        return exporting.export_onnx(self.module, decoding.outputs, metadata, path, images, decoding.points,
+                                     calibration)
+
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def exported(request, tmp_path_factory):
-    name, settings = VARIANTS[request.param]
+    return _exported(request.param, tmp_path_factory.mktemp("models"))
+
+
+def _exported(variant: str, folder: Path) -> Exported:
+    name, settings = VARIANTS[variant]
     run = build_run(Path(), name, [], settings)
     torch.manual_seed(3)
     network = run.stages[-1].network().eval()
@@ -64,21 +86,24 @@ def exported(request, tmp_path_factory):
         if isinstance(layer, torch.nn.BatchNorm2d):  # batch statistics that are not trivial
             layer.running_mean.uniform_(-0.2, 0.2)
             layer.running_var.uniform_(0.5, 2)
-    made = Exported(name, run, network, tmp_path_factory.mktemp("models") / f"{request.param}.onnx", 0)
-    decoding, images = run.method.decoding(), [check_images(None)[0][:96, :160]]
-    difference = exporting.export_onnx(made.module, decoding.outputs, made.metadata, made.path, images, decoding.points)
-    return replace(made, difference=difference)
+    made = Exported(name, run, network, folder / f"{variant}.onnx", {})
+    return replace(made, figures=made.export(made.path))
 
 
-def test_export_agrees_at_sizes_it_was_not_traced_at(exported):
-    assert exported.difference < exporting.TOLERANCE
-    decoding, metadata = exported.run.method.decoding(), exported.metadata
-    for height, width in ((96, 64), (160, 224)):
-        image = check_images(None)[0][:height, :width]
-        points = decoding.points(image) if decoding.points else {}
-        difference = exporting.largest_difference(exported.module, exported.path, decoding.outputs,
-                                                  network_input(image, metadata), points)
-        assert difference < exporting.TOLERANCE
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_as_every_kind_of_file_agrees_at_two_sizes(exported, kind, tmp_path):
+    """Neither is the size it was traced at."""
+    precision = KINDS[kind].get("precision", "fp32")
+    path = exported.path if kind == "fp32" else tmp_path / "model.onnx"
+    figures = exported.figures if kind == "fp32" else exported.export(path, **KINDS[kind])
+    assert BOUNDS[precision].broken(figures) == ""
+    assert figures["cosine"] > 0.9999
+    if precision == "fp16":
+        assert 1e-6 < figures["difference"] < 1e-2
+        weights = onnx.load(str(path)).graph.initializer
+        assert {weight.data_type for weight in weights if len(weight.dims) == 4} >= {onnx.TensorProto.FLOAT16}
+    metadata = read_metadata(path)
+    assert metadata == replace(exported.metadata, **KINDS[kind], checks=figures)
 
 
 def test_batch_norm_is_folded(exported):
@@ -98,19 +123,124 @@ def test_runtime_gives_the_features_that_pytorch_gives(exported):
     expected, found = ours.extract(image), load_extractor(str(exported.path), top_k=200).extract(image)
     assert len(found) == len(expected) > 50
     near = np.linalg.norm(found.keypoints[:, None] - expected.keypoints, axis=2) < 0.01
-    assert near.any(1).mean() > 0.98  # scores that are almost equal may change places
+    assert near.any(1).mean() > 0.95  # scores that are almost equal may change places
     likeness = np.where(near, found.descriptors @ expected.descriptors.T, -1)  # SIFT can have two points in a place
     assert likeness.max(1)[near.any(1)].min() > 0.999
 
 
 def test_metadata_says_how_to_decode(exported):
-    values = {entry.key: entry.value for entry in onnx.load(str(exported.path)).metadata_props}
-    metadata = ModelMetadata.from_json(values[KEY], str(exported.path))
+    metadata = read_metadata(exported.path)
     assert (metadata.method, metadata.data, metadata.licence) == (exported.name, "nothing", "none")
-    assert metadata == exported.metadata
     assert metadata.variant == exported.run.method.variant
     opset = onnx.load(str(exported.path)).opset_import[0].version
     assert opset == 18
+
+
+@pytest.fixture(scope="module")
+def compact(tmp_path_factory):
+    return _exported("kp2d-compact", tmp_path_factory.mktemp("compact"))
+
+
+@pytest.mark.parametrize("variant", ["kp2d-compact", "kp2d-v0", "residual"])
+def test_bytes_in_give_exactly_what_floats_give(variant, tmp_path):
+    """The very same product of a pixel and 1/255, in the graph and before it; of an odd size, so padded too."""
+    made = _exported(variant, tmp_path)
+    image = check_images(None)[0][100:231, 50:177]
+    for kind in ({}, {"profile": "sparse", "top_k": 1000}):
+        found = []
+        for dtype in ("float32", "uint8"):
+            path = tmp_path / f"{dtype}.onnx"
+            made.export(path, input_dtype=dtype, **kind)
+            found.append(load_extractor(str(path), top_k=100, backend="onnxruntime").extract(image))
+        floats, bytes_ = found
+        assert len(floats) > 20
+        for part in ("keypoints", "scores", "descriptors"):
+            np.testing.assert_array_equal(getattr(floats, part), getattr(bytes_, part))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_fixed_size_is_in_the_graph(compact, tmp_path, precision):
+    path = tmp_path / "fixed.onnx"
+    figures = compact.export(path, check_images(None), height=96, width=128, precision=precision)
+    model = onnx.load(str(path))
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+              for value in (*model.graph.input, *model.graph.output)}
+    assert shapes == {"image": [1, 1, 96, 128], "scores": [1, 1, 96, 128], "descriptors": [1, 64, 12, 16]}
+    assert BOUNDS[precision].broken(figures) == ""
+    extractor = load_extractor(str(path), backend="onnxruntime")
+    assert len(extractor.extract(check_images(None)[0][:90, :120]))
+    with pytest.raises(InputError, match="exported for 128×96 only"):
+        extractor.extract(check_images(None)[0])
+
+
+@pytest.mark.parametrize(("variant", "target"), [("kp2d-compact", "cpu"), ("residual", "tensorrt")])
+def test_int8_is_calibrated_and_checked(variant, target, tmp_path):
+    made, path = _exported(variant, tmp_path), tmp_path / "int8.onnx"
+    images = [image[:128, :160] for image in calibration_images(None)[:3]]
+    figures = made.export(path, calibration=images, precision="int8", quantized_for=target, input_dtype="uint8")
+    assert figures["cosine"] > 0.99
+    assert 1e-5 < figures["difference"] < 0.2
+    metadata = read_metadata(path)
+    assert (metadata.precision, metadata.quantized_for, metadata.checks) == ("int8", target, figures)
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(str(path)).graph.node}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_half_keeps_float_what_must_be_exact(compact):
+    """Layers run on float16; sigmoid and all after it on float32, and a network's own weights stay as they are."""
+    module = compact.module
+    before = {name: values.clone() for name, values in module.state_dict().items()}
+    image = torch.rand(1, 1, 64, 96)
+    half = Half(module, (image,))
+    kinds = {layer.weight.dtype for layer in half.modules() if isinstance(layer, torch.nn.Conv2d)}
+    assert kinds == {torch.float16}
+    assert not [layer for layer in half.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    outputs = half(image)
+    assert {output.dtype for output in outputs} == {torch.float32}
+    assert len(outputs[0].unique()) > 0.5 * outputs[0].numel()  # float16 would have few values below 1
+    assert all(torch.equal(values, before[name]) for name, values in module.state_dict().items())
+
+
+def test_half_sees_what_leaves_the_range_of_float16(compact, tmp_path):
+    """ONNX Runtime computes float16 in float32 on a CPU, and would not notice."""
+    module = compact.module
+    with torch.no_grad():
+        module.network.describe[1].weight *= 1e6
+    with pytest.raises(InputError, match=r"difference is inf, at most 0.05 is allowed.*; export it as fp32"):
+        exporting.export_onnx(module, ("scores", "descriptors"), replace(compact.metadata, precision="fp16"),
+                              tmp_path / "m.onnx", [check_images(None)[0][:96, :160]])
+    with torch.no_grad():
+        module.network.describe[1].weight /= 1e6
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_by_hand():
+    """Points a pixel to the right of where they were are within a pixel, those two off are not."""
+    about = ModelMetadata("m", "v", "full", 2, 1, size_multiple=8, decoder_parameters={"nms_radius": 1})
+    rng = np.random.default_rng(0)
+    scores = np.zeros((1, 1, 64, 64), np.float32)
+    scores[0, 0, 4:60:4, 4:60:4] = rng.uniform(0.5, 1, (14, 14))
+    descriptors = np.ones((1, 2, 64, 64), np.float32)
+
+    @dataclass
+    class Shifted:
+        by: int
+        turn: float = 1.0
+        backend, outputs, metadata = "test", ("scores", "descriptors"), about
+
+        def run(self, image, **points):
+            turned = descriptors * np.array([self.turn, 1], np.float32)[:, None, None]
+            return {"scores": np.roll(scores, self.by, 3), "descriptors": turned}
+
+    sample = Sample(rng.integers(0, 256, (64, 64), np.uint8), {})
+    same = figures_of([Shifted(0)], Shifted(0), [sample])
+    assert same == {"difference": 0, "difference_rms": 0, "scores": 0, "cosine": pytest.approx(1), "within_pixel": 1}
+    near, far = (figures_of([Shifted(0), Shifted(by, -1.0)], Shifted(0), [sample]) for by in (1, 2))
+    assert (near["within_pixel"], far["within_pixel"]) == (1, 0)
+    assert near["cosine"] == pytest.approx(0, abs=1e-6)
+    assert near["scores"] == 0
+    assert near["difference"] == pytest.approx(2)  # of the descriptors: 1 became -1
+    assert near["difference_rms"] == pytest.approx(2 ** 0.5)  # of the scores: all of them, twice
 
 
 def test_size_frozen_into_the_graph_is_not_written(tmp_path):
@@ -125,7 +255,7 @@ def test_size_frozen_into_the_graph_is_not_written(tmp_path):
     path = tmp_path / "frozen.onnx"
     path.write_bytes(b"the model before")
     image = np.full((128, 256, 3), 128, np.uint8)
-    with pytest.raises(InputError, match="ONNX differs from PyTorch by inf"):
+    with pytest.raises(InputError, match=r"differs from PyTorch \(difference is inf"):
         exporting.export_onnx(Frozen(), ("scores", "descriptors"), metadata, path, [image])
     assert path.read_bytes() == b"the model before"
     assert list(tmp_path.iterdir()) == [path]
@@ -143,7 +273,7 @@ def run(tmp_path_factory):
 def test_command_exports_the_average(run, tmp_path, capsys):
     path = tmp_path / "models" / "small.onnx"
     assert main(["export", str(run), "--output", str(path), "--licence", "CC0"]) == 0
-    assert "differs from PyTorch by" in capsys.readouterr().out
+    assert "beside PyTorch in float32" in capsys.readouterr().out
     values = {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
     metadata = ModelMetadata.from_json(values[KEY], str(path))
     assert (metadata.licence, metadata.data, metadata.metrics["steps"]) == ("CC0", "procedural:2", 2)
@@ -157,7 +287,16 @@ def test_command_exports_the_average(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["{run}", "--output", "{tmp}/m.onnx", "--top-k", "1000"], "--top-k asks for the sparse profile"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--top-k", "1000", "--profile", "dense"], "--top-k asks for the sparse"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--top-k", "0"], "top_k is 0; a sparse file has 1 to 3840 points"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--top-k", "3841"], "top_k is 3841"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--precision", "fp8"], "unknown --precision 'fp8'; choose one of: fp16"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--calibration", "{tmp}"], "--calibration goes with --precision int8"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--precision", "int8", "--calibration", "{tmp}"], "holds no usable image"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--precision", "int8", "--calibration", "{tmp}/none"], "is no folder"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--size", "480x650"], "multiples of 32, such as 480x640 or 480x672"),
+    (["{run}", "--output", "{tmp}/m.onnx", "--size", "vga"], "--size vga: expected HEIGHTxWIDTH"),
+    (["{run}", "--output", "{tmp}/m.ckpt", "--precision", "fp16"], "writes the weights as they are"),
     (["{run}", "--output", "{tmp}/m.pt"], "expected a file name that ends in .onnx"),
     (["{tmp}", "--output", "{tmp}/m.onnx"], "holds no run (no config.yaml)"),
     (["{run}", "--output", "{tmp}/m.onnx", "--check-image", "{tmp}/none"], "is no folder"),

@@ -220,6 +220,24 @@ def test_network_input_by_hand():
     np.testing.assert_allclose(rgb[0, 0] * 255, image + 200, atol=1e-4)
 
 
+def test_bytes_for_a_network_are_copied_only_where_they_must():
+    from tiny_models import full_metadata
+
+    image = np.arange(32, dtype=np.uint8).reshape(4, 8)
+    gray = network_input(image, full_metadata(size_multiple=4, input_dtype="uint8"))
+    assert gray.shape == (1, 1, 4, 8)
+    assert np.shares_memory(gray, image)
+    padded = network_input(image[:3, :7], full_metadata(size_multiple=4, input_dtype="uint8"))
+    assert padded.flags.c_contiguous
+    np.testing.assert_array_equal(padded[0, 0], np.pad(image[:3, :7], ((0, 1), (0, 1)), "edge"))
+    colour = np.dstack([image, image + 100, image + 200])
+    rgb = network_input(colour, full_metadata(size_multiple=1, color="rgb", input_dtype="uint8"))
+    np.testing.assert_array_equal(rgb[0], colour[..., ::-1].transpose(2, 0, 1))
+    assert rgb.dtype == np.uint8
+    strided = network_input(image[:, ::2], full_metadata(size_multiple=4, input_dtype="uint8"))
+    assert strided.flags.c_contiguous
+
+
 def test_learned_extractors_find_nothing_without_texture(models):
     for name in ("full", "cells"):
         for flat in (np.zeros((64, 96), np.uint8), np.full((64, 96, 3), 255, np.uint8)):
@@ -239,12 +257,12 @@ def test_a_model_of_fixed_size_refuses_others(models, photo):
 @pytest.mark.parametrize(
     ("spec", "wrong"),
     [
-        ("sparse.onnx", "profile 'sparse'"),
+        ("sparse.onnx", r"lacks the outputs \['keypoints'\] of decoder 'full', sparse profile"),
         ("wrong_decoder.onnx", r"lacks the outputs \['offsets'\]"),
         ("full.onnx:detector=fast", "detector=fast is neither network or gftt nor an extractor"),
         ("full.onnx:nms_radius=-1", "expected sizes ≥ 0"),
         ("cells.onnx:border=3", "decoder 'cells'"),
-        ("full.onnx:backend=openvino", "not in this version"),
+        ("full.onnx:backend=tpu", "backend=tpu: expected one of: auto, tensorrt"),
     ],
 )
 def test_unusable_models_and_options_say_why(models, spec, wrong):

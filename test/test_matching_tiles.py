@@ -19,12 +19,19 @@ def make_features(rng, count: int, metric: str, ties: bool) -> Features:
     return Features(keypoints, np.zeros(count, np.float32), descriptors, metric)
 
 
+def distance(query: Features, train: Features, i: int, j: int) -> float:
+    """Between two descriptors, in their metric."""
+    if query.metric == "hamming":
+        return float(np.unpackbits(query.descriptors[i] ^ train.descriptors[j]).sum())
+    return float(np.linalg.norm(query.descriptors[i].astype(float) - train.descriptors[j]))
+
+
 def brute_force(query: Features, train: Features, radius: float, predicted: np.ndarray, ratio: float) -> dict[int, int]:
-    """Mutual nearest neighbours in bits with ratio test, pair by pair; of queries that tie for one the first."""
+    """Mutual nearest neighbours with ratio test, pair by pair; of queries that tie for one the first."""
     cost = np.full((len(query), len(train)), np.inf)
     for i, j in np.ndindex(cost.shape):
         if np.square(query.keypoints[i] - predicted[j]).sum(dtype=np.float32) <= np.float32(radius**2):
-            cost[i, j] = np.unpackbits(query.descriptors[i] ^ train.descriptors[j]).sum()
+            cost[i, j] = distance(query, train, i, j)
     taken, pairs = set(), {}
     for i in range(len(query)):
         j, (best, second) = int(cost[i].argmin()), np.sort(cost[i])[:2]
@@ -52,6 +59,24 @@ def test_bits_in_windows_match_as_by_brute_force(radius, ties):
     np.testing.assert_array_equal(found.distances, bits)
 
 
+@pytest.mark.parametrize("buffer", [1 << 16, 12], ids=["one piece", "pieces of three"])
+@pytest.mark.parametrize("radius", [8.0, 60.0, 900.0])
+def test_vectors_in_windows_match_as_by_brute_force(radius, buffer, monkeypatch):
+    monkeypatch.setattr("kp_frontend.matching._BUFFER", buffer)
+    rng = np.random.default_rng(int(radius))
+    query, train = make_features(rng, 90, "l2", False), make_features(rng, 120, "l2", False)
+    train.descriptors[:50] = query.descriptors[:50] + rng.normal(0, 0.02, (50, 4))
+    train.descriptors[:] /= np.linalg.norm(train.descriptors, axis=1, keepdims=True)
+    predicted = train.keypoints.copy()
+    predicted[:50] = query.keypoints[:50] + rng.normal(size=(50, 2)) * 3
+    found = match(query, train, ratio=0.95, window=(radius, predicted))
+    expected = brute_force(query, train, radius, predicted, 0.95)
+    assert dict(zip(found.query.tolist(), found.train.tolist())) == expected
+    assert len(expected) > 10
+    wanted = [distance(query, train, i, j) for i, j in expected.items()]
+    np.testing.assert_allclose(found.distances, wanted, atol=1e-3)
+
+
 @pytest.mark.parametrize("metric", ["hamming", "l2"])
 def test_a_window_over_everything_changes_nothing(metric):
     rng = np.random.default_rng(1)
@@ -63,9 +88,10 @@ def test_a_window_over_everything_changes_nothing(metric):
     assert len(all_) > 5
 
 
-def test_nothing_in_any_window():
+@pytest.mark.parametrize("metric", ["hamming", "l2"])
+def test_nothing_in_any_window(metric):
     rng = np.random.default_rng(2)
-    query, train = make_features(rng, 20, "hamming", False), make_features(rng, 20, "hamming", False)
+    query, train = make_features(rng, 20, metric, False), make_features(rng, 20, metric, False)
     assert len(match(query, train, window=(5.0, train.keypoints + 5000))) == 0
 
 

@@ -97,7 +97,7 @@ def test_unknown_format_lists_the_valid_ones():
 
 def test_padded_rows_and_big_endian_are_read():
     points = np.array([(1, 2.5), (3, 4.5), (5, 6.5), (7, 8.5)], [("id", ">u4"), ("x", ">f4")])
-    message = messages.cloud_to_message(np.zeros(4, [("id", "<u4"), ("x", "<f4")]), HEADER)
+    message = messages.cloud_to_message(*messages.new_points(4, np.dtype([("id", "<u4"), ("x", "<f4")])), HEADER)
     rows = np.zeros((2, 20), np.uint8)
     rows[:, :16] = points.view(np.uint8).reshape(2, 16)
     message.height, message.width, message.row_step, message.is_bigendian = 2, 2, 20, True

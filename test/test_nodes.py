@@ -266,12 +266,13 @@ def test_nothing_is_done_for_no_one():
         assert harness.status()["processed"] == 0
 
 
-def test_a_surprise_inside_a_frame_does_not_end_the_node(extractor_node, monkeypatch):
+@pytest.mark.parametrize("half", ["extract", "follow"])
+def test_a_surprise_inside_a_frame_does_not_end_the_node(extractor_node, monkeypatch, half):
     def explode(*_):
         raise RuntimeError("first line\nsecond line")
 
     with monkeypatch.context() as patch:
-        patch.setattr(extractor_node.node._tracker, "track", explode)
+        patch.setattr(extractor_node.node._tracker, half, explode)
         extractor_node.send(view())
         extractor_node.until_error("RuntimeError")
     extractor_node.features(extractor_node.send(view()))

@@ -614,9 +614,9 @@ def test_export_at_two_sizes_and_through_the_runtime(tmp_path, settings):
     images = [np.kron(rng.integers(0, 256, (height, width, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
               for height, width in ((12, 16), (9, 21))]
     file = tmp_path / "model.onnx"
-    difference = export_onnx(stage.deployed(network).eval(), decoding.outputs, metadata_of("pos_feat", method, network),
-                             file, images, decoding.points)
-    assert difference < 1e-3
+    figures = export_onnx(stage.deployed(network).eval(), decoding.outputs, metadata_of("pos_feat", method, network),
+                          file, images, decoding.points)
+    assert figures["difference"] < 1e-3
     features = load_extractor(str(file), top_k=50, backend="onnxruntime").extract(images[0])
     assert len(features) > 5
     assert features.descriptors.shape[1] == {"compact": 64}.get(method.config.network,

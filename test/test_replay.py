@@ -76,6 +76,7 @@ def test_a_bag_becomes_figures(replayed):
     assert [entry["features"] for entry in content["results"]] == ["orb", "gftt_lk", "orb:top_k=200"]
     for entry in content["results"]:
         assert entry["frames"] == FRAMES
+        assert entry["backend"] == "opencv"
         assert entry["percent_of_frames"] == {"tracking": 100.0}
         assert entry["trajectory_error"]["alignment"] == "se3"
         assert entry["trajectory_error"]["ate_rmse_m"] < 0.01

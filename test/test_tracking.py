@@ -177,13 +177,14 @@ def test_flow_starts_anew_when_the_size_changes():
 def test_stereo_disparity_of_a_shifted_picture(spec):
     tracker = load_tracker(spec)
     left, right = window((0, 0)), window((12.5, 0))
-    features = tracker.track(left).features
-    disparity = tracker.match_stereo(features, left, right)
+    seen = tracker.extract(left, right=right)
+    features = tracker.follow(seen).features
+    disparity = tracker.match_stereo(seen, features)
     known = np.isfinite(disparity)
     assert known.mean() > 0.6
     assert np.median(np.abs(disparity[known] - 12.5)) < 0.1
     assert np.mean(np.abs(disparity[known] - 12.5) < 0.5) > 0.9
-    nothing = tracker.match_stereo(features, left, np.zeros_like(right))
+    nothing = tracker.match_stereo(tracker.extract(left, right=np.zeros_like(right)), features)
     assert np.isnan(nothing).all()
 
 

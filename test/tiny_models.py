@@ -36,10 +36,17 @@ def full_model(path: Path, metadata: ModelMetadata | None, channels: int = 1, na
     """Write a network of decoder ``full``; without metadata where it is None."""
     weights = np.random.default_rng(0).standard_normal((SIZE, channels, 8, 8)).astype(np.float32)
     nodes = [
-        helper.make_node("ReduceMean", [name], ["scores"], axes=[1], keepdims=1),
-        helper.make_node("Conv", [name, "weights"], ["descriptors"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("ReduceMean", ["pixels"], ["scores"], axes=[1], keepdims=1),
+        helper.make_node("Conv", ["pixels", "weights"], ["descriptors"], kernel_shape=[8, 8], strides=[8, 8]),
     ]
-    return _write(path, metadata, channels, name, nodes, {"weights": weights}, ["scores", "descriptors"])
+    constants = {"weights": weights}
+    if metadata is not None and metadata.input_dtype == "uint8":
+        constants["level"] = np.float32(1 / 255)
+        first = [helper.make_node("Cast", [name], ["levels"], to=TensorProto.FLOAT),
+                 helper.make_node("Mul", ["levels", "level"], ["pixels"])]
+    else:
+        first = [helper.make_node("Identity", [name], ["pixels"])]
+    return _write(path, metadata, channels, name, [*first, *nodes], constants, ["scores", "descriptors"])
 
 
 def cells_model(path: Path, metadata: ModelMetadata | None, channels: int = 3) -> Path:
@@ -56,10 +63,33 @@ def cells_model(path: Path, metadata: ModelMetadata | None, channels: int = 3) -
     return _write(path, metadata, channels, "image", nodes, constants, ["scores", "offsets", "descriptors"])
 
 
-def _write(path, metadata, channels, name, nodes, constants, outputs) -> Path:
+def points_metadata(**changes) -> ModelMetadata:
+    """Metadata of `points_model`, which takes no descriptors."""
+    values = {
+        "method": "test", "variant": "points", "decoder": "points", "descriptor_size": 3, "stride": 8,
+        "size_multiple": 16, "decoder_parameters": {"fusion": False},
+    }
+    return ModelMetadata(**{**values, **changes})
+
+
+def points_model(path: Path, metadata: ModelMetadata | None, channels: int = 1) -> Path:
+    """Write a network of decoder ``points``: x, y and 0 of a point, plus the mean of the image."""
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["keypoints", "widen"], ["wide"]),
+        helper.make_node("Add", ["wide", "mean"], ["point_descriptors"]),
+    ]
+    constants = {"widen": np.eye(2, 3, dtype=np.float32)}
+    return _write(path, metadata, channels, "image", nodes, constants, ["point_descriptors"], ["keypoints"])
+
+
+def _write(path, metadata, channels, name, nodes, constants, outputs, points=()) -> Path:
+    uint8 = metadata is not None and metadata.input_dtype == "uint8"
+    kind = TensorProto.UINT8 if uint8 else TensorProto.FLOAT
     graph = helper.make_graph(
         nodes, "tiny",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "height", "width"])],
+        [helper.make_tensor_value_info(name, kind, [1, channels, "height", "width"]),
+         *(helper.make_tensor_value_info(point, TensorProto.FLOAT, [1, "points", 2]) for point in points)],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs],
         [numpy_helper.from_array(value, key) for key, value in constants.items()],
     )

@@ -2,74 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import get_args
 
-import numpy as np
-
+from kp_frontend.engines.base import Backend, Engine, EngineLost, Request, Unavailable
+from kp_frontend.engines.choice import BACKENDS, Choice, choose, fastest_first
+from kp_frontend.engines.live import LiveEngine
+from kp_frontend.engines.parity import Agreement
 from kp_frontend.errors import InputError, unknown_name
-from kp_frontend.model_file import ModelMetadata
+from kp_frontend.model_file import read_metadata
 
-Backend = Literal["auto", "tensorrt", "cuda", "openvino", "onnxruntime", "pytorch"]
+__all__ = ["BACKENDS", "Agreement", "Backend", "Choice", "Engine", "EngineLost", "LiveEngine", "Request", "Unavailable",
+           "open_engine"]
 _LOG = logging.getLogger(__name__)
-# Backend → module with `load(request) -> Engine`, the fastest first; imported when it is asked for.
-BACKENDS = {"onnxruntime": "kp_frontend.engines.onnxruntime"}
 
 
-class Unavailable(InputError):
-    """A backend that cannot run here, or not this file: the message says why, and what to install or do."""
+def open_engine(
+    path: str | Path, backend: str = "auto", threads: int = 0, *, height: int = 0, width: int = 0,
+    build: bool | None = None,
+) -> LiveEngine:
+    """Load the model file `path` and run it once; ``choice`` of the engine says what runs it, and why.
 
-
-class EngineLost(RuntimeError):
-    """An engine that ran and runs no more (the GPU vanished, or has no memory left)."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be run, and where.
-
-    path: the model file.  threads: of a CPU backend, 0 = one a core.
-    height, width: of the input that is expected, where it is known; 0 = any size.
-    build: whether an engine that must be built first, for minutes, may be built now.
-    """
-
-    path: Path
-    threads: int = 0
-    height: int = 0
-    width: int = 0
-    build: bool = True
-
-
-class Engine(Protocol):
-    """One loaded network.
-
-    backend: what runs it.  metadata: what the model file says of itself.  outputs: names of the arrays it gives.
-    """
-
-    backend: str
-    metadata: ModelMetadata
-    outputs: tuple[str, ...]
-
-    def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
-        """Outputs by name, float32, for an image 1×C×H×W of ``metadata.input_dtype`` (float32 in [0, 1], or uint8).
-
-        H and W are multiples of ``metadata.size_multiple``. The arrays are the engine's own and hold until its next
-        run: who keeps them, copies them.
-        points: what the model takes beside it (``decoding.further_inputs``, in that order), at least one point:
-        keypoints 1×N×2 float32, pixels of `image`; descriptors 1×N×d float32.
-        Raises EngineLost where what it ran on is gone.
-        """
-        ...
-
-
-def open_engine(path: str | Path, backend: str = "auto", threads: int = 0) -> Engine:
-    """Load the model file `path`.
-
-    threads: of a CPU backend; 0 = one a core.
-    Raises InputError for a missing, damaged or foreign file, and for a backend that is not here.
+    backend: ``auto`` takes the fastest that works here and agrees with ONNX Runtime on the CPU.
+    threads, height, width, build: see `Request`; by default only ``tensorrt``, asked for by name, builds.
+    Raises InputError for a missing, damaged or foreign file, and for a backend that is not here or disagrees.
     """
     names = get_args(Backend)
     if backend not in names:
@@ -77,11 +34,17 @@ def open_engine(path: str | Path, backend: str = "auto", threads: int = 0) -> En
     path = Path(path)
     if not path.is_file():
         raise InputError(f"model {path} does not exist")
-    if path.suffix != ".onnx":
-        raise InputError(f"model {path.name} is not an .onnx file; give the .onnx that it was built from")
-    chosen = next(iter(BACKENDS)) if backend == "auto" else backend
-    if chosen not in BACKENDS:
-        raise InputError(f"backend {backend!r} is not in this version; choose one of: auto, {', '.join(BACKENDS)}")
-    engine = importlib.import_module(BACKENDS[chosen]).load(Request(path, threads))
-    _LOG.info("%s: %s runs it (asked for: %s)", path.name, engine.backend, backend)
+    if path.suffix not in (".onnx", ".engine"):
+        raise InputError(f"model {path.name} is neither an .onnx nor an .engine file; export it to .onnx")
+    if path.suffix == ".engine" and backend not in ("auto", "tensorrt"):
+        raise InputError(f"{path.name} is run by tensorrt only; give the .onnx that it was built from for {backend}")
+    request = Request(path, threads, height, width, backend == "tensorrt" if build is None else build)
+    if path.suffix == ".onnx":
+        read_metadata(path)  # a file that is not ours says so, whatever is installed
+    if backend == "auto" and path.suffix == ".onnx":
+        chosen = choose(request, fastest_first())
+    else:
+        chosen = choose(request, ["tensorrt" if path.suffix == ".engine" else backend], asked=True)
+    engine = LiveEngine(request, chosen)
+    _LOG.info("%s: %s", path.name, engine.choice)
     return engine

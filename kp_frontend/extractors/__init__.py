@@ -19,11 +19,14 @@ TRACKERS = ("gftt_lk",)  # valid --features that find points by following them, 
 _MODEL_SUFFIXES = (".onnx", ".engine")
 
 
-def load_extractor(spec: str, top_k: int = 1000, backend: str = "auto", **options: Any) -> Extractor:
+def load_extractor(
+    spec: str, top_k: int = 1000, backend: str = "auto", threads: int = 0, **options: Any
+) -> Extractor:
     """The extractor that `spec` names: ``orb``, ``sift``, ``rootsift``, ``surf``, a model, or a path to one.
 
     Options may follow the name (``kp2d_compact:detector=gftt,top_k=500``) and win over the arguments.
     top_k: at most so many features an image.  backend: ``auto``, or what shall run the network.
+    threads: of a network on a CPU, 0 = one a core.
     Raises InputError for an unknown name, option or value, and for a model that cannot be used.
     """
     name, given = parse_spec(spec)
@@ -36,6 +39,7 @@ def load_extractor(spec: str, top_k: int = 1000, backend: str = "auto", **option
     if name in EXTRACTORS:
         kind, build = EXTRACTORS[name]
         return build(spec, read_settings(name, kind, values))
+    values = {"threads": threads, **values}
     return learned.load(spec, _model_path(name), values, *_other_detector(values))
 
 
@@ -45,7 +49,7 @@ def _other_detector(values: dict[str, Any]) -> list[Extractor]:
     if detector in learned.DETECTORS:
         return []
     try:
-        return [load_extractor(detector, values["top_k"], values["backend"])]
+        return [load_extractor(detector, values["top_k"], values["backend"], values["threads"])]
     except InputError as error:
         own = " or ".join(learned.DETECTORS)
         raise InputError(f"detector={detector} is neither {own} nor an extractor: {error}") from None

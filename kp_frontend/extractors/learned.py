@@ -1,4 +1,4 @@
-"""A network's features: engine + decoder, or the network's descriptors at points that another detector finds."""
+"""A network's features: engine + decoder, a graph that decodes itself, or descriptors at another detector's points."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from kp_frontend.extractors.residual import ResidualExtractor, ResidualOptions
 from kp_frontend.features import Features
 from kp_frontend.images import to_gray
 from kp_frontend.settings import read_settings
+from kp_frontend.sparse import check_outputs, read_sparse, warn_of_fewer
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,8 @@ class LearnedExtractor:
 
     def __init__(self, name: str, engine: Engine, options: LearnedOptions, other: Extractor | None = None) -> None:
         metadata = engine.metadata
-        if metadata.profile != "dense":
-            raise InputError(f"{name}: profile {metadata.profile!r} is not read yet; export with the dense profile")
         overrides = {key: getattr(options, key) for key in ("nms_radius", "border", "threshold")}
         self._decoder, self._parameters = find_decoder(metadata, overrides)
-        missing = set(self._decoder.outputs) - set(engine.outputs)
-        if missing:
-            raise InputError(f"{name}: the model lacks the outputs {sorted(missing)} of decoder {metadata.decoder!r}")
         self.name, self.metric, self.descriptor_size = name, metadata.metric, metadata.descriptor_size
         self.engine, self.options, self._other = engine, options, other
 
@@ -103,8 +99,43 @@ class LearnedExtractor:
 DETECTORS = {"network": LearnedExtractor.network_points, "gftt": LearnedExtractor.corners}
 
 
-# Decoder → options and extractor of the models that need one of their own.
+class SparseExtractor:
+    """A network whose graph decodes by itself, behind an engine, as an Extractor; see LearnedExtractor."""
+
+    def __init__(self, name: str, engine: Engine, options: LearnedOptions, other: Extractor | None = None) -> None:
+        metadata = engine.metadata
+        _, parameters = find_decoder(metadata, {})
+        _check_fixed(name, options, parameters)
+        _, self._parameters = find_decoder(metadata, {"threshold": options.threshold})
+        self.name, self.metric, self.descriptor_size = name, metadata.metric, metadata.descriptor_size
+        self.engine, self.options = engine, options
+        warn_of_fewer(name, metadata, options.top_k)
+
+    def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
+        """See `Extractor.extract`."""
+        check_image(image, mask)
+        if image.min() == image.max():  # as LearnedExtractor
+            return Features.empty(self.descriptor_size, self.metric)
+        metadata, view = self.engine.metadata, View(image.shape[0], image.shape[1], mask)
+        outputs = self.engine.run(network_input(image, metadata))
+        return read_sparse(outputs, metadata, self._parameters, view, self.options.top_k)
+
+
+def _check_fixed(name: str, options: LearnedOptions, parameters: Any) -> None:
+    """InputError for an option that the graph of a sparse file has settled already."""
+    given = [key for key in ("nms_radius", "border") if getattr(options, key) is not None]
+    if given or options.detector != "network":
+        raise InputError(f"{name}: {given[0] if given else 'detector'} is settled in this sparse model file; leave it "
+                         "out, or export the dense profile")
+    if options.threshold is not None and options.threshold < parameters.threshold:
+        raise InputError(f"{name}: threshold={options.threshold:g} is below {parameters.threshold:g}, where this "
+                         "sparse model file cuts; give more, or export the dense profile")
+
+
+# Profile, or decoder of the models that need an extractor of their own → its options and the extractor.
 EXTRACTORS: dict[str, tuple[type[Options], Callable[..., Extractor]]] = {
+    "dense": (LearnedOptions, LearnedExtractor),
+    "sparse": (LearnedOptions, SparseExtractor),
     "points": (ResidualOptions, ResidualExtractor),
 }
 
@@ -115,7 +146,9 @@ def from_engine(name: str, engine: Engine, values: Mapping[str, Any], *other: Ex
     name: what it is called in tables.  values: its options, as texts or Python values.  other: see LearnedExtractor.
     Raises InputError for an unknown option or value, and for a model that it cannot use.
     """
-    options, extractor = EXTRACTORS.get(engine.metadata.decoder, (LearnedOptions, LearnedExtractor))
+    metadata = engine.metadata
+    check_outputs(name, metadata, engine.outputs)
+    options, extractor = EXTRACTORS.get(metadata.decoder, EXTRACTORS[metadata.profile])
     return extractor(name, engine, read_settings(name, options, values), *other)
 
 

@@ -11,9 +11,10 @@ from kp_frontend.model_file import ModelMetadata
 
 
 def network_input(image: np.ndarray, metadata: ModelMetadata) -> np.ndarray:
-    """`image` as a network wants it: 1×C×H×W float32 in [0, 1], padded right and below by the edge's pixels.
+    """`image` as a network wants it: 1×C×H×W, padded right and below by the edge's pixels.
 
-    image: H×W or H×W×3 BGR uint8.  Raises InputError where the model takes one size only, and not this one.
+    image: H×W or H×W×3 BGR uint8.  Returns float32 in [0, 1] or uint8, as the model takes it; a grey uint8 image whose
+    size fits is not copied.  Raises InputError where the model takes one size only, and not this one.
     """
     height, width = image.shape[:2]
     down, right = (-height % metadata.size_multiple, -width % metadata.size_multiple)
@@ -22,13 +23,22 @@ def network_input(image: np.ndarray, metadata: ModelMetadata) -> np.ndarray:
             f"image is {width}×{height}, but the model was exported for {metadata.width}×{metadata.height} only; "
             "resize the images or export it with dynamic size"
         )
-    if metadata.color == "gray":
-        planes = [to_gray(image)]
-    else:
-        planes = [image] * 3 if image.ndim == 2 else list(cv2.split(image)[::-1])
-    blob = np.empty((1, len(planes), height + down, width + right), np.float32)
-    for plane, channel in zip(planes, blob[0]):
-        if down or right:
-            plane = cv2.copyMakeBorder(plane, 0, down, 0, right, cv2.BORDER_REPLICATE)
-        np.multiply(plane, np.float32(1 / 255), out=channel)
+    planes = _planes(image, metadata.color)
+    if metadata.input_dtype == "uint8" and len(planes) == 1 and not (down or right):
+        return np.ascontiguousarray(planes[0])[None, None]
+    blob = np.empty((1, len(planes), height + down, width + right), metadata.input_dtype)
+    for plane, channel in zip(planes, blob[0, :, :height, :width]):
+        if metadata.input_dtype == "uint8":
+            channel[:] = plane
+        else:
+            np.multiply(plane, np.float32(1 / 255), out=channel)
+    blob[:, :, :height, width:] = blob[:, :, :height, width - 1 : width]
+    blob[:, :, height:] = blob[:, :, height - 1 : height]
     return blob
+
+
+def _planes(image: np.ndarray, color: str) -> list[np.ndarray]:
+    """The channels of `image` in the order of the network's, H×W uint8 each."""
+    if color == "gray":
+        return [to_gray(image)]
+    return [image] * 3 if image.ndim == 2 else list(cv2.split(image)[::-1])

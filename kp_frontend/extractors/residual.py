@@ -13,13 +13,14 @@ import numpy as np
 
 from kp_frontend.decoding import PointsParameters, find_decoder
 from kp_frontend.engines import Engine
-from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.errors import unknown_name
 from kp_frontend.extractors.base import Extractor
 from kp_frontend.extractors.classical import EXTRACTORS
 from kp_frontend.extractors.network_input import network_input
 from kp_frontend.extractors.options import EngineOptions
 from kp_frontend.features import Features
 from kp_frontend.settings import read_settings
+from kp_frontend.sparse import pad_points, warn_of_fewer
 
 DETECTORS = ("sift", "rootsift", "surf")
 
@@ -37,22 +38,22 @@ class ResidualExtractor:
     def __init__(self, name: str, engine: Engine, options: ResidualOptions) -> None:
         metadata = engine.metadata
         decoder, parameters = find_decoder(metadata, {"contrast": options.contrast})
-        missing = set(decoder.outputs) - set(engine.outputs)
-        if missing:
-            raise InputError(f"{name}: the model lacks the outputs {sorted(missing)} of decoder {metadata.decoder!r}")
+        warn_of_fewer(name, metadata, options.top_k)
         self.name, self.metric, self.descriptor_size = name, metadata.metric, metadata.descriptor_size
         self.engine, self.options = engine, options
         self._decoder, self._parameters = decoder, parameters
-        self._detector = find_detector(name, parameters, options.top_k)
+        self._detector = find_detector(name, parameters, min(options.top_k, metadata.top_k or options.top_k))
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """See `Extractor.extract`."""
         found = self._detector.extract(image, mask)
         if not len(found):
             return Features.empty(self.descriptor_size, self.metric)
-        points = point_inputs(found, self._parameters)
-        outputs = self.engine.run(network_input(image, self.engine.metadata), **points)
-        descriptors = self._decoder.describe(outputs, self.engine.metadata, self._parameters, found.keypoints)
+        metadata, points = self.engine.metadata, point_inputs(found, self._parameters)
+        if metadata.top_k:
+            points = pad_points(points, metadata.top_k)
+        outputs = self.engine.run(network_input(image, metadata), **points)
+        descriptors = self._decoder.describe(outputs, metadata, self._parameters, found.keypoints)[: len(found)]
         return Features(found.keypoints, found.scores, descriptors, self.metric, found.sizes, found.angles)
 
 

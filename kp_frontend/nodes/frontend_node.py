@@ -4,27 +4,44 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from kp_frontend.engines.live import backend_of, engine_of
 from kp_frontend.errors import InputError
 from kp_frontend.nodes.diagnostics import Diagnostics
+from kp_frontend.nodes.engine_build import first_backend, watch_engine
 from kp_frontend.nodes.inputs import Arrival, Calibration, ImageInputs, decode, decode_depth
 from kp_frontend.nodes.outputs import FeatureOutputs, OdometryOutputs, Processed
 from kp_frontend.nodes.parameters import EXTRACTOR, ODOMETRY, declare
 from kp_frontend.nodes.run import ClosingNode
-from kp_frontend.nodes.slot import NewestSlot
+from kp_frontend.nodes.slot import Handover, NewestSlot
+from kp_frontend.nodes.threads import set_threads
 from kp_frontend.odometry import OdometryConfig
-from kp_frontend.pipeline import Frame, Frontend, FrontendOutput, Stopwatch
+from kp_frontend.pipeline import Extracted, Frame, Frontend, FrontendOutput, Stopwatch
 from kp_frontend.tracking import load_tracker
+
+
+@dataclass(frozen=True, eq=False)
+class _Halfway:
+    """A frame after extraction; fresh: tracks and map start anew with it."""
+
+    arrival: Arrival
+    extracted: Extracted
+    frontend: Frontend
+    fresh: bool
+    timings: dict[str, float]
 
 
 class FrontendNode(ClosingNode):
     """Images in, features (and poses, with `odometry`) out.
 
-    Callbacks only put messages aside; one worker thread decodes, processes and publishes the newest.
+    Callbacks only put messages aside; one worker thread decodes and extracts the newest, and it or, with overlap, a
+    second one follows it and publishes: frames may be dropped before extraction, none after, and their order stays.
     Raises InputError at construction where a parameter is not valid.
     """
 
@@ -32,23 +49,41 @@ class FrontendNode(ClosingNode):
         super().__init__(name, **options)
         self.values = values = declare(self, ODOMETRY if odometry else EXTRACTOR)
         mode = values.mode if odometry else "mono"
-        self._tracker = load_tracker(values.features, top_k=values.top_k, backend=values.backend)
+        overlap = set_threads(values.overlap, values.opencv_threads)
+        backend = first_backend(values.features, values.backend)
+        self._tracker = load_tracker(values.features, top_k=values.top_k, backend=backend, threads=values.threads)
         self.diagnostics = Diagnostics(self, values.diagnostics_window, {
-            "model": values.features, "backend": values.backend, "mode": mode if odometry else "features",
+            "model": values.features, "backend": backend_of(self._tracker), "mode": mode if odometry else "features",
+            "overlap": "on" if overlap else "off",
         }, values.frame_log)
+        self._say_what_runs()
+        self._build = watch_engine(engine_of(self._tracker), values.backend, self.diagnostics)
         self._calibration = Calibration(self, values, mode, self.diagnostics)
         self._features = FeatureOutputs(self, values, self.diagnostics)
         self._poses = OdometryOutputs(self, values) if odometry else None
         self._frontend = Frontend(self._tracker)
         self._used: tuple = (None, None)
         self._last_stamp: int | None = None
-        self._idle = False
+        self._idle, self._fresh = False, False
+        self._second = Handover(self._follow) if overlap else None
         self._slot: NewestSlot[Arrival] = NewestSlot(self._work, lambda arrival: self.diagnostics.drop(arrival.stamp))
         inputs = ImageInputs(self, values, mode, self._arrived, self.diagnostics)
         self.get_logger().info(f"{values.features}: waiting for images on {inputs.topic}")
 
+    def _say_what_runs(self) -> None:
+        """What runs the network, and why, in the log and in diagnostics: now, and whenever it changes."""
+        engine = engine_of(self._tracker)
+        if engine is not None:
+            self.get_logger().info(f"{engine.name}: {engine.choice}")
+            self.diagnostics.fact(**engine.facts())
+            engine.changed = lambda changed: self.diagnostics.fact(**changed.facts())
+
     def close(self) -> None:
-        """End the worker thread."""
+        """End the worker threads."""
+        if self._build is not None:
+            self._build.close()
+        if self._second is not None:
+            self._second.close()
         self._slot.close()
         self.diagnostics.close()
 
@@ -61,19 +96,25 @@ class FrontendNode(ClosingNode):
         self._slot.put(arrival)
 
     def _work(self, arrival: Arrival) -> None:
-        try:
+        with self._survived(arrival.stamp):
             if self._in_time(arrival.stamp):
-                self._process(arrival)
+                halfway = self._extract(arrival)
+                (self._follow if self._second is None else self._second.put)(halfway)
+
+    @contextmanager
+    def _survived(self, stamp: int) -> Iterator[None]:
+        """One frame must not end the node, whatever a library makes of it."""
+        try:
+            yield
         except InputError as error:
-            self.diagnostics.error(str(error), stamp=arrival.stamp)
+            self.diagnostics.error(str(error), stamp=stamp)
         except Exception as error:
             if not self.context.ok():
                 return
-            # One frame must not end the node, whatever a library makes of it.
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{type(error).__name__} in {place.filename}:{place.lineno}"
             text = f"frame not processed: {where}: {str(error).partition(chr(10))[0][:200]}"
-            self.diagnostics.error(text, where, arrival.stamp)
+            self.diagnostics.error(text, where, stamp)
 
     def _in_time(self, stamp: int) -> bool:
         """Whether to process a frame of `stamp`; after a jump back everything starts anew."""
@@ -86,14 +127,8 @@ class FrontendNode(ClosingNode):
                 f"image stamps jump back by {(last - stamp) * 1e-9:.3f} s (a looped bag?): tracks and map start anew"
             )
         if self._idle or (last is not None and stamp < last):
-            self._idle = False
-            self._reset()
+            self._idle, self._fresh = False, True
         return True
-
-    def _reset(self) -> None:
-        self._frontend.reset()
-        if self._poses is not None:
-            self._poses.reset()
 
     def _calibrated(self) -> None:
         """Take a calibration that arrived or changed."""
@@ -104,8 +139,7 @@ class FrontendNode(ClosingNode):
             self.diagnostics.warning(f"no calibration on {missing}: {waits}; publish it or set calibration_file")
         if (camera, baseline) == self._used:
             return
-        self._used = (camera, baseline)
-        self._reset()
+        self._used, self._fresh = (camera, baseline), True
         config = None
         if self._poses is not None and camera is not None and not missing:
             config = OdometryConfig()
@@ -113,21 +147,34 @@ class FrontendNode(ClosingNode):
                 config = OdometryConfig.for_stereo(float(camera.matrix[0, 0]), baseline)
         self._frontend = Frontend(self._tracker, camera=camera, baseline=baseline, odometry=config)
 
-    def _process(self, arrival: Arrival) -> None:
+    def _extract(self, arrival: Arrival) -> _Halfway:
         self._calibrated()
         watch = Stopwatch()
         with watch.stage("decode"):
             image = decode(arrival.image)
             depth, right = self._optional(decode_depth, arrival.depth), self._optional(decode, arrival.right)
-        output = self._frontend.process(Frame(arrival.stamp, image, depth=depth, right=right))
-        watch.timings.update(output.timings)
-        processed = Processed(arrival.image.header, image, output, self._used[0])
-        with watch.stage("publish"):
-            self._features.publish(processed)
-            if self._poses is not None:
-                self._poses.publish(processed)
-        watch.timings["total"] = (time.time_ns() - arrival.arrived) * 1e-6
-        self.diagnostics.frame(arrival.stamp, watch.timings, **_found(output))
+        if self._build is not None:
+            self._build.consider(*image.shape[:2])
+        extracted = self._frontend.extract(Frame(arrival.stamp, image, depth=depth, right=right))
+        fresh, self._fresh = self._fresh, False
+        return _Halfway(arrival, extracted, self._frontend, fresh, watch.timings)
+
+    def _follow(self, halfway: _Halfway) -> None:
+        arrival, frontend, watch = halfway.arrival, halfway.frontend, Stopwatch()
+        with self._survived(arrival.stamp):
+            if halfway.fresh:
+                frontend.reset()
+                if self._poses is not None:
+                    self._poses.reset()
+            output = frontend.follow(halfway.extracted)
+            processed = Processed(arrival.image.header, halfway.extracted.frame.image, output, frontend.camera)
+            with watch.stage("publish"):
+                self._features.publish(processed)
+                if self._poses is not None:
+                    self._poses.publish(processed)
+            timings = {**halfway.timings, **output.timings, **watch.timings}
+            timings["total"] = (time.time_ns() - arrival.arrived) * 1e-6
+            self.diagnostics.frame(arrival.stamp, timings, **_found(output))
 
     def _optional(self, read: Callable[[Any], np.ndarray], message: Any) -> np.ndarray | None:
         """What `message` holds; None, and an error said, where it cannot be read: the image is good without it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from builtin_interfaces.msg import Time
@@ -45,6 +46,11 @@ class Processed:
     output: FrontendOutput
     camera: CameraModel | None
 
+    @cached_property
+    def bearings(self) -> np.ndarray | None:
+        """N×3 float32 of the keypoints, for all messages that need them; None where it is not calibrated."""
+        return None if self.camera is None else self.camera.bearings(self.output.features.keypoints)
+
 
 class FeatureOutputs:
     """Topics `features`, `matches`, `tracks_vins`, `overlay`."""
@@ -72,9 +78,9 @@ class FeatureOutputs:
                     publisher.publish(message)
 
     def _features(self, frame: Processed) -> PointCloud2:
-        bearings = None
-        if frame.camera is not None:
-            bearings = np.nan_to_num(frame.camera.bearings(frame.output.features.keypoints))
+        bearings = frame.bearings
+        if bearings is not None:
+            bearings = np.nan_to_num(bearings)
             bearings[bearings[:, 2] != 1] = 0
         return messages.features_to_message(
             frame.output.features, frame.output.tracks, frame.header, bearings, self._values.descriptor_format
@@ -88,13 +94,13 @@ class FeatureOutputs:
         )
 
     def _tracks_vins(self, frame: Processed) -> PointCloud | None:
-        if frame.camera is None:
+        bearings = frame.bearings
+        if frame.camera is None or bearings is None:
             self._diagnostics.warning("tracks_vins needs a calibration: publish camera_info or set calibration_file")
             return None
         output = frame.output
         if output.previous is None:
             return None
-        bearings = frame.camera.bearings(output.features.keypoints)
         velocities = np.zeros((len(bearings), 2), np.float32)
         query, train = output.matches.query, output.matches.train
         before = frame.camera.bearings(output.previous.keypoints[train])

@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 from rclpy.node import Node
 from rclpy.parameter import Parameter as RosParameter
 
+from kp_frontend.engines.base import Backend
 from kp_frontend.errors import InputError
 from kp_frontend.messages import DESCRIPTOR_FORMATS, VINS_PROFILES
-
-BACKENDS = ("auto", "tensorrt", "cuda", "openvino", "onnxruntime", "pytorch")
+from kp_frontend.nodes.threads import OVERLAPS
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,11 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number with a 
 EXTRACTOR = (
     Parameter("features", "orb", "orb, sift, rootsift, gftt_lk, a model name, a path to .onnx; options after a colon"),
     Parameter("top_k", 1000, "most keypoints in a frame", low=1, high=20000),
-    Parameter("backend", "auto", "what runs a learned model", choices=BACKENDS),
+    Parameter("backend", "auto", "what runs a learned model", choices=get_args(Backend)),
+    Parameter("overlap", "auto", "extract a frame while the one before is matched and published; auto: on 2 cores up",
+              choices=OVERLAPS),
+    Parameter("threads", 0, "of a learned model on a CPU; 0 = one a core", low=0, high=256),
+    Parameter("opencv_threads", 0, "of OpenCV; 0 = one a core", low=0, high=256),
     Parameter("image_transport", "raw", "raw: `image`; compressed: `image/compressed`", choices=("raw", "compressed")),
     Parameter("calibration_file", "", "camera calibration YAML used instead of `camera_info`; empty = the topic"),
     Parameter("rectified", False, "images are rectified: use P of camera_info, and no distortion"),

@@ -1,4 +1,4 @@
-"""The newest frame wins: one pending item and one thread that works on it."""
+"""Items that go from thread to thread: where the newest wins, and where none is lost."""
 
 from __future__ import annotations
 
@@ -48,3 +48,43 @@ class NewestSlot(Generic[Item]):
                     return
                 item = self._pending.pop()
             self._work(item)
+
+
+class Handover(Generic[Item]):
+    """Hands items to `work` in a thread of its own, one at a time, in order, and none is lost.
+
+    Who puts one waits until the item before is done, so nothing grows old in a queue.
+    """
+
+    def __init__(self, work: Callable[[Item], None]) -> None:
+        self._work = work
+        self._item: list[Item] = []
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="handover", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Item) -> None:
+        """Start work on `item` as soon as that on the one before has ended; after `close` it is left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._item)
+            self._item = [item]
+            self._changed.notify_all()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop after the item in work. Waits up to `timeout` seconds."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._item)
+                if self._closed:
+                    return
+            self._work(self._item[0])
+            with self._changed:
+                self._item = []
+                self._changed.notify_all()

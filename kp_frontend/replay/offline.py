@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kp_frontend.engines.live import backend_of
 from kp_frontend.errors import InputError
 from kp_frontend.odometry import OdometryConfig
 from kp_frontend.overlay import draw_tracks
@@ -86,5 +87,5 @@ def run_offline(
                 overlays[output.stamp] = drawn
     return recorder.result(
         seconds=time.perf_counter() - begin, cpu_seconds=time.process_time() - cpu, memory_mb=memory / 2**20,
-        overlays=overlays,
+        overlays=overlays, backend=backend_of(frontend.tracker),
     )

@@ -32,6 +32,7 @@ class RunResult:
     overlays: BGR pictures by stamp.
     latency: N float32 ms from publishing the image to receiving its features, live runs only; nan = not received.
     dropped: stamps of frames that a live node left out.
+    backend: what computed the features, "" = the node, which says it in its log.
     """
 
     features: str
@@ -51,6 +52,7 @@ class RunResult:
     overlays: dict[int, np.ndarray] = field(default_factory=dict)
     latency: np.ndarray | None = None
     dropped: tuple[int, ...] = ()
+    backend: str = ""
 
     def __len__(self) -> int:
         return len(self.stamps)

@@ -77,7 +77,7 @@ class Evaluation:
         """Every figure, units in the names; nan as None."""
         run, error = self.run, self.error
         figures: dict[str, Any] = {
-            "features": run.features, "mode": run.mode, "frames": len(run),
+            "features": run.features, "backend": run.backend, "mode": run.mode, "frames": len(run),
             "percent_of_frames": {status: self.share(status) for status in sorted(set(run.status.tolist()))},
             "mean_per_frame": {name: self.mean(name) for name in run.counts},
             "mean_track_age_frames": float(run.ages[run.used].mean()) if run.used.any() else NAN,

@@ -24,7 +24,6 @@ from kp_frontend.errors import InputError
 from kp_frontend.isolated import Ended, call_isolated
 from kp_frontend.progress import Progress
 from kp_frontend.replay.summary import Percentiles
-from kp_frontend.resources import cache_folder
 from kp_training.benchmarks.memory import forget_peak, resident
 from kp_training.callbacks import AfterStep, ignore_interrupt, quiet_lightning
 from kp_training.data import open_images
@@ -284,24 +283,3 @@ def drawing_speed(count: int, progress: Progress) -> float:
         shapes[number]
         progress(number + 1, count)
     return count / (time.perf_counter() - begin)
-
-
-def photographs(count: int = 256) -> Path:
-    """A folder with `count` photographs of COCO's usual size, 640×480, cut from scikit-image's; made once."""
-    folder = cache_folder("benchmark") / f"photos-{count}"
-    if folder.is_dir():
-        return folder
-    from skimage import data
-
-    sources = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.hubble_deep_field(), data.retina()]
-    rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        (Path(beside) / "made").mkdir()
-        for number in range(count):
-            source = sources[number % len(sources)]
-            height, width = (np.array(source.shape[:2]) * rng.uniform(0.6, 1, 2)).astype(int)
-            y, x = rng.integers(0, np.array(source.shape[:2]) - (height, width) + 1)
-            photo = cv2.resize(source[y : y + height, x : x + width, ::-1], (640, 480), interpolation=cv2.INTER_CUBIC)
-            cv2.imwrite(f"{beside}/made/{number:04d}.jpg", photo)
-        (Path(beside) / "made").rename(folder)
-    return folder

@@ -1,4 +1,4 @@
-"""``benchmark``: what training costs on this machine, and what posed data do."""
+"""``benchmark``: what a frame costs on this machine, what training does, and what posed data do."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from kp_frontend.errors import InputError
-from kp_training.cli import benchmark_posed, benchmark_training
+from kp_training.cli import benchmark_model, benchmark_posed, benchmark_training
 
 KINDS: dict[str, tuple[ModuleType, str, str]] = {
+    "model": (benchmark_model, "a frame's time by engine, precision, size and points, beside orb and sift",
+              "Each row in turn, with its parity to fp32 and its accuracy; files that do not ship are exported first."),
     "training": (benchmark_training, "images a second, memory and waiting for data of each method",
                  "A few steps of each method in its own process, at the paper's image size and batch."),
     "posed": (benchmark_posed, "rendering, overlap, loading and labelling of posed views",
@@ -28,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("benchmark", description="Measure training on this machine.")
+    parser = argparse.ArgumentParser("benchmark", description="Measure models and training on this machine.")
     kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name, (kind, about, description) in KINDS.items():
         kind.add_options(kinds.add_parser(name, help=about, description=description))

@@ -63,7 +63,8 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
 
 def _cases(options: argparse.Namespace, refused: list[str]) -> list[Case]:
     """What there is to measure; what cannot be goes to `refused`, with the reason."""
-    from kp_training.benchmarks.training import Case, photographs, stages_of, takes
+    from kp_training.benchmarks.photographs import photographs
+    from kp_training.benchmarks.training import Case, stages_of, takes
     from kp_training.methods import METHODS
 
     for method in options.methods:

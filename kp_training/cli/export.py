@@ -6,7 +6,7 @@ Or as a checkpoint of the weights alone, for others to start from.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,37 +14,95 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kp_frontend.errors import InputError
+from kp_frontend.benchmark_report import write_figures
+from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.model_file import CHOICES, ModelMetadata
+
+TOP_K = 1000
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; raises InputError for what cannot be used."""
     options = _parser().parse_intermixed_args(argv)
-    if options.top_k is not None:
-        raise InputError("--top-k asks for the sparse profile, which this version does not export; leave it out: "
-                         "the dense profile takes top_k at run time")
+    _check(options)
+    if options.output.suffix == ".ckpt":
+        return _write_weights(options)
+    from kp_training.export.calibration import calibration_images
+    from kp_training.export.onnx import export_onnx
+
+    source = _published(options) if options.method else _trained(options.run)
+    metadata = _metadata(options, source)
+    images, calibration = check_images(options.check_image), []
+    if metadata.precision == "int8":
+        calibration = calibration_images(options.calibration)
+        print(f"calibrated on {len(calibration)} " + (f"images of {options.calibration}" if options.calibration else
+              "of scikit-image's photographs; images of the robot's own are better: --calibration DIR"))
+    decoding, module = source.method.decoding(), source.method.stages()[-1].deployed(source.network).eval()
+    figures = export_onnx(module, decoding.outputs, metadata, options.output, images, decoding.points, calibration)
+    size = options.output.stat().st_size
+    print(f"{options.output}: {source.name} {source.method.variant}, {_kind(metadata)}, {size / 1e6:.2f} MB")
+    print(f"beside PyTorch in float32, the worst of {len(images)} images: {_figures(figures)}")
+    if options.json:
+        write_figures(options.json, ["export", *argv], {"file": str(options.output), "bytes": size, "checks": figures})
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """InputError for options that do not go together."""
     if options.output.suffix not in (".onnx", ".ckpt"):
         raise InputError(f"--output {options.output}: expected a file name that ends in .onnx, or in .ckpt for weights "
                          "to start another run from")
     if options.settings and not options.method:
         raise InputError(f"{options.settings[0]}: settings go with --method; a run has its own")
-    if options.output.suffix == ".ckpt":
-        return _write_weights(options)
+    if options.profile == "dense" and options.top_k is not None:
+        raise InputError("--top-k asks for the sparse profile; leave --profile dense out, or --top-k: the dense "
+                         "profile takes top_k at run time")
+    for name in ("profile", "precision", "quantized_for", "input_dtype"):
+        if getattr(options, name) not in (None, *CHOICES[name]):
+            raise unknown_name(f"--{name.replace('_', '-')}", getattr(options, name), filter(None, CHOICES[name]))
+    for name in ("calibration", "quantized_for"):
+        if options.precision != "int8" and getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')} goes with --precision int8 alone, not with "
+                             f"{options.precision}")
+    if options.output.suffix == ".ckpt" and (options.profile or options.top_k or options.size
+                                             or options.precision != "fp32" or options.input_dtype != "float32"):
+        raise InputError("--output FILE.ckpt writes the weights as they are; leave --profile, --top-k, --size, "
+                         "--precision and --input-dtype out, or write FILE.onnx")
+
+
+def _metadata(options: argparse.Namespace, source: Source) -> ModelMetadata:
+    """What the file shall be."""
     from kp_training.deployment import metadata_of
-    from kp_training.export.onnx import export_onnx
+    from kp_training.export.onnx import check_size
+    from kp_training.export.sparse import sparse_metadata
     from kp_training.runs import git_revision
 
-    source = _published(options) if options.method else _trained(options.run)
+    height, width = read_size("--size", options.size) if options.size else (0, 0)
     metadata = metadata_of(
         source.name, source.method, source.network, licence=options.licence, revision=git_revision(),
-        metrics=source.metrics, data=options.data or source.data,
+        metrics=source.metrics, data=options.data or source.data, precision=options.precision,
+        quantized_for=(options.quantized_for or "cpu") if options.precision == "int8" else "",
+        input_dtype=options.input_dtype, height=height, width=width,
     )
-    images = check_images(options.check_image)
-    decoding, module = source.method.decoding(), source.method.stages()[-1].deployed(source.network).eval()
-    difference = export_onnx(module, decoding.outputs, metadata, options.output, images, decoding.points)
-    print(f"{options.output}: {source.name} {source.method.variant}, {options.output.stat().st_size / 1e6:.2f} MB, "
-          f"differs from PyTorch by {difference:.1e} on {len(images)} images")
-    return 0
+    check_size(metadata)
+    if options.profile == "sparse" or options.top_k is not None:
+        metadata = sparse_metadata(metadata, TOP_K if options.top_k is None else options.top_k)
+    return metadata
+
+
+def _kind(metadata: ModelMetadata) -> str:
+    """Such as ``int8 for cpu, sparse (1000 points), uint8 input of 480x640``."""
+    precision = f"{metadata.precision} for {metadata.quantized_for}" if metadata.quantized_for else metadata.precision
+    profile = f"sparse ({metadata.top_k} points)" if metadata.top_k else "dense"
+    size = f"{metadata.height}x{metadata.width}" if metadata.height else "any size"
+    return f"{precision}, {profile}, {metadata.input_dtype} input of {size}"
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    words = {"difference": "differs by {:.1e} of the largest value", "difference_rms": "{:.1e} RMS",
+             "scores": "scores by {:.1e}", "within_pixel": "{:.1%} of the keypoints within 1 px",
+             "cosine": "median cosine of descriptors {:.5f}"}
+    return ", ".join(words[name].format(value) for name, value in figures.items())
 
 
 @dataclass(frozen=True)
@@ -103,18 +161,47 @@ def _published(options: argparse.Namespace) -> Source:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("export", description="Write a trained run as ONNX with metadata (dense profile).")
-    parser.add_argument("run", type=Path, metavar="RUN_OR_CKPT",
-                        help="run folder or checkpoint file; with --method: a weight file that its authors published")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of --method, as for train")
-    parser.add_argument("--method", help="method whose published weight file is given")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE",
-                        help="FILE.onnx for the runtime, or FILE.ckpt: the weights alone, for train --init")
-    parser.add_argument("--check-image", type=Path, metavar="DIR", help="photographs to check against PyTorch on")
-    parser.add_argument("--licence", default="", help="licence of the weights, for the metadata")
-    parser.add_argument("--data", default="", help="what it was trained on, for the metadata; default: the data specs")
-    parser.add_argument("--top-k", type=int, help=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        "export", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Write a trained run as an ONNX file with metadata, once it agreed with PyTorch on images.",
+        epilog="a desktop GPU or a Jetson:  --top-k 1000 --precision fp16 --input-dtype uint8 --size 480x640\n"
+               "a CPU:                      --precision int8 --input-dtype uint8 --calibration DIR\n"
+               "everything else:            no options: float32, any size, decoded by the runtime",
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN_OR_CKPT",
+        help="run folder or checkpoint file; with --method: a weight file that its authors published")
+    add("settings", nargs="*", metavar="key=value", help="settings of --method, as for train")
+    add("--method", help="method whose published weight file is given")
+    add("--output", type=Path, required=True, metavar="FILE",
+        help="FILE.onnx for the runtime, or FILE.ckpt: the weights alone, for train --init")
+    add("--profile", metavar="PROFILE",
+        help="dense (default): the network's maps, which the runtime decodes; sparse: keypoints come out of the graph, "
+             "with the model's own nms_radius, border and threshold settled")
+    add("--top-k", type=int, metavar="K", help=f"points of the sparse profile, which this asks for (default {TOP_K})")
+    add("--precision", metavar="P", default="fp32",
+        help="fp32 (default); fp16: for GPUs; int8: for CPUs, calibrated on images")
+    add("--quantized-for", metavar="ENGINE",
+        help="what runs an int8 file: cpu (default) or tensorrt")
+    add("--calibration", type=Path, metavar="DIR",
+        help="images that int8 ranges are taken from, best the robot's own; default: scikit-image's photographs")
+    add("--size", metavar="HxW", help="the one size that it takes, as in 480x640; images are padded to multiples of "
+        "what the network wants, as 1080x1920 to 1088x1920; default: any size")
+    add("--input-dtype", metavar="TYPE", default="float32",
+        help="float32 (default) or uint8: normalised in the graph, a quarter of the bytes to copy")
+    add("--check-image", type=Path, metavar="DIR", help="photographs to check against PyTorch on")
+    add("--licence", default="", help="licence of the weights, for the metadata")
+    add("--data", default="", help="what it was trained on, for the metadata; default: the data specs")
+    add("--json", type=Path, metavar="FILE", help="write the figures of the check there")
     return parser
+
+
+def read_size(option: str, text: str) -> tuple[int, int]:
+    """Height and width of ``480x640``; InputError, naming `option`, for anything else."""
+    sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in text.split("x")]
+    if len(sides) != 2 or min(sides) < 1:
+        raise InputError(f"{option} {text}: expected HEIGHTxWIDTH, as in 480x640")
+    return sides[0], sides[1]
 
 
 def check_images(folder: Path | None, count: int = 4) -> list[np.ndarray]:
