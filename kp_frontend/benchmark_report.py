@@ -11,6 +11,7 @@ from typing import Any
 from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError
 from kp_frontend.replay import provenance
+from kp_frontend.terminal import show_line
 
 Draw = Callable[[Any], None]
 """Draws into matplotlib's axes."""
@@ -22,7 +23,7 @@ _NAMED = ("machine", "versions", "revision")
 def show_targets(console: Any, targets: Mapping[str, bool]) -> None:
     """A line ``yes …`` or ``NO  …`` for each target (sentence → whether it is met) on rich's `console`."""
     for sentence, met in targets.items():
-        console.print(f"[{'green' if met else 'red'}]{'yes' if met else 'NO '}[/] {sentence}", highlight=False)
+        show_line(console, "yes" if met else "NO ", "green" if met else "red", sentence)
 
 
 def write_figures(file: Path, command: Sequence[str], figures: Mapping[str, Any]) -> None:

@@ -82,6 +82,11 @@ class ModelMetadata:
         """Channels of the input image."""
         return 1 if self.color == "gray" else 3
 
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, pixels, of what the network gets of such an image: the next multiples of its own."""
+        multiple = self.size_multiple
+        return height + -height % multiple, width + -width % multiple
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 

@@ -14,8 +14,8 @@ from kp_frontend.errors import InputError
 from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.geometry import depth_at, disparity_to_depth
 from kp_frontend.odometry import Odometry, OdometryConfig, OdometryState
-from kp_frontend.tracker import Seen, Tracker, TrackerConfig
-from kp_frontend.tracking import load_tracker
+from kp_frontend.trackers import load_tracker
+from kp_frontend.trackers.base import Seen, Tracker, TrackerConfig
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import cv2
@@ -13,6 +14,18 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("KP_FRONTEND_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def file_of(tmp_path_factory):
+    """(name in ``exported.METHODS``, top_k, changes of the metadata) → the model file, written once."""
+    from exported import network_of
+
+    @functools.cache
+    def written(name, top_k=0, **changes):
+        return network_of(name).write(tmp_path_factory.mktemp(name) / "model.onnx", top_k, **changes)
+
+    return written
 
 
 @pytest.fixture(autouse=True)

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
-import onnx
 import torch
-from onnx import helper
 
-from kp_frontend.model_file import KEY, ModelMetadata
-from kp_training.cli.export import check_images
+from kp_frontend.model_file import ModelMetadata
 from kp_training.deployment import metadata_of
 from kp_training.export.half import Half
-from kp_training.export.onnx import trace
+from kp_training.export.images import check_images
+from kp_training.export.onnx import describe, trace
 from kp_training.export.sparse import sparse_metadata
 from kp_training.runs import build_run, load_checkpoint, load_network, open_run
+
+METHODS = {
+    "kp2d": ("kp2d", {}),
+    "kp2d-v0": ("kp2d", {"version": "v0"}),
+    "kp2d-compact": ("kp2d", {"network": "compact"}),
+    "superpoint": ("superpoint", {}),
+    "superpoint_prp": ("superpoint_prp", {"norm": "none"}),
+    "silk": ("silk", {"padding": True, "channels": 16}),
+    "silk_prp": ("silk_prp", {"channels": 16}),
+    "pos_feat": ("pos_feat", {}),
+    "sedm": ("sedm", {}),
+    "residual": ("residual", {}),
+    "residual-alone": ("residual", {"detector": "rootsift", "upright": True, "fusion": False}),
+}
+"""Name of a network → its method and settings: every operator that an export may write is in one of them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,14 @@ def untrained(method: str, settings: dict) -> Deployed:
     return _deployed(run, method, run.stages[-1].network())
 
 
+@cache
+def network_of(name: str) -> Deployed:
+    """An untrained network of METHODS, traced at a size at which a CPU's slow float16 is quick enough."""
+    made = untrained(*METHODS[name])
+    image, *points = made.example
+    return replace(made, example=(image[..., :32, :32], *points))
+
+
 def trained(checkpoint: Path) -> Deployed:
     """The network of a checkpoint."""
     run, loaded = open_run(checkpoint), load_checkpoint(checkpoint)
@@ -57,10 +79,3 @@ def _deployed(run, name, network) -> Deployed:
     points = decoding.points(check_images(None)[0][:64, :64]) if decoding.points else {}
     example = torch.rand(1, metadata.channels, 64, 64), *(torch.from_numpy(values) for values in points.values())
     return Deployed(run.stages[-1].deployed(network).eval(), metadata, example)
-
-
-def describe(path: Path, metadata: ModelMetadata) -> None:
-    """Put the metadata into the file."""
-    model = onnx.load(str(path))
-    helper.set_model_props(model, {KEY: metadata.to_json()})
-    onnx.save(model, str(path))

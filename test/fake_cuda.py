@@ -166,7 +166,12 @@ class FakeContext:
 
 
 class FakeTensorrt(types.ModuleType):
-    """TensorRT's module without its builder.  refuses: what it says instead of running.  takes: plans that it loads."""
+    """TensorRT's module without its builder.
+
+    refuses: what it says instead of running.  takes: plans that it loads; rejects: what it says of those it does not.
+    """
+
+    rejects = "The engine plan file is not compatible with this version of TensorRT"
 
     class ILogger:
         def __init__(self) -> None:
@@ -188,5 +193,5 @@ class FakeTensorrt(types.ModuleType):
 
     def deserialize_cuda_engine(self, plan):
         if not self.takes:
-            self.say("ERROR", "The engine plan file is not compatible with this version of TensorRT")
+            self.say("ERROR", self.rejects)
         return FakeEngine(self) if self.takes else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from kp_frontend import benchmark_report
 from kp_frontend.benchmarks import command, frontend, node
 from kp_frontend.benchmarks.camera import photograph_video
 from kp_frontend.errors import InputError
+from kp_frontend.replay import provenance
 from kp_frontend.replay.summary import Percentiles
 
 
@@ -62,14 +64,26 @@ def test_whole_command(tmp_path, capsys):
     assert "beyond extraction" in shown
 
 
+def test_figures_say_the_versions_of_what_ran():
+    engines = [name for name in ("openvino", "onnxruntime", "torch", "tensorrt-rtx") if _version(name)]
+    assert {name: _version(name) for name in engines}.items() <= provenance.versions().items()
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def point(rate, dropped=0):
     return node.Point(640, 480, rate, 100, dropped, Percentiles(5.0, 6.0, 7.0), 50.0)
 
 
 @pytest.mark.parametrize(("capacity", "best", "tried"), [
     (1000.0, 120.0, list(node.RATES)),
-    (52.0, 50.625, [10, 20, 30, 45, 60, 52.5, 48.75, 50.625]),
-    (1.0, 0.0, [10, 5, 2.5, 1.25]),
+    (52.0, 51.5625, [10, 20, 30, 45, 60, 52.5, 48.75, 50.625, 51.5625]),
+    (1.0, 0.625, [10, 5, 2.5, 1.25, 0.625]),
 ])
 def test_the_sweep_closes_in_on_the_first_loss(capacity, best, tried):
     points = list(node.sweep_rates(lambda rate: point(rate, dropped=int(rate > capacity))))

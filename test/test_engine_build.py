@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from fake_cuda import FakeCuda, FakeTensorrt
+from fake_backends import install, refuse
+from fake_cuda import LAUNCH_FAILED, FakeCuda, FakeTensorrt
 from tiny_models import full_metadata, full_model
 
 from kp_frontend.engines import choice, open_engine, tensorrt
@@ -128,7 +129,7 @@ def test_what_is_built_already_is_taken_at_once(model, gpu):
 
 def test_another_size_is_run_at_once_and_built_for(model, gpu, monkeypatch):
     for name in ("cuda", "openvino", "pytorch"):
-        monkeypatch.delitem(choice.BACKENDS, name)
+        install(monkeypatch, name, refuse("not on this machine"))
     gpu.go.set()
     engine, said, build = opened(model)
     build.consider(64, 96)
@@ -142,6 +143,61 @@ def test_another_size_is_run_at_once_and_built_for(model, gpu, monkeypatch):
     until(lambda: engine.backend == "tensorrt (Fake GPU)")
     check(engine, 32, 48)
     build.close()
+
+
+def test_sizes_whose_engines_are_built_come_and_go(model, gpu):
+    """Each is run by an engine of one size, which takes no other."""
+    gpu.go.set()
+    engine, _, build = opened(model)
+    for size in ((64, 96), (32, 48)):
+        build.consider(*size)
+        until(lambda size=size: engine.takes(*size) and engine.backend == "tensorrt (Fake GPU)")
+    for height, width in ((64, 96), (32, 48), (16, 48), (64, 96)):
+        build.consider(height, width)
+        check(engine, height, width)
+    build.close()
+
+
+def test_an_engine_that_was_built_for_other_sizes_gives_way(model, gpu, monkeypatch):
+    sizes = {"smallest": (32, 32), "largest": (64, 64)}
+    cache.build_engine(model, cache.BuildOptions(**sizes), lambda *done: None, trt=gpu.trt,
+                       target=library.target_of(gpu.trt, gpu.driver))
+    for name in ("cuda", "openvino", "pytorch"):
+        install(monkeypatch, name, refuse("not here"))
+    said, engine = Said(), open_engine(model, threads=1, height=48, width=48)
+    build = watch_engine(engine, "auto", said)
+    for height, width in ((48, 48), (32, 64)):
+        build.consider(height, width)
+        check(engine, height, width)
+        assert engine.backend == "tensorrt (Fake GPU)"
+    assert not gpu.sizes
+    build.consider(96, 64)
+    assert engine.backend == "onnxruntime (CPU)"
+    check(engine, 96, 64)
+    until(lambda: gpu.sizes == [(96, 64)])
+    gpu.go.set()
+    until(lambda: engine.backend == "tensorrt (Fake GPU)")
+    check(engine, 96, 64)
+    build.close()
+
+
+def test_a_gpu_that_is_lost_before_the_build_is_said(model, gpu):
+    engine, said, build = opened(model)
+    gpu.cuda.fails["cuCtxSetCurrent"] = LAUNCH_FAILED
+    build.consider(64, 96)
+    until(lambda: said.facts.get("engine_build", "").startswith("failed: cuCtxSetCurrent"))
+    check(engine, 64, 96)
+
+
+def test_a_model_that_changed_meanwhile_is_not_taken_and_said(model, gpu):
+    engine, said, build = opened(model)
+    build.consider(64, 96)
+    until(lambda: gpu.sizes)
+    full_model(model, full_metadata(data="trained anew"))
+    gpu.go.set()
+    until(lambda: said.facts.get("engine_build", "").startswith("failed"))
+    assert "is another model" in said.errors[0]
+    assert engine.backend == "onnxruntime (CPU)"
 
 
 def test_an_engine_for_a_size_that_is_gone_is_not_taken(model, gpu):
@@ -203,6 +259,16 @@ def test_after_a_lost_gpu_nothing_is_built(model, gpu):
     assert not said.facts
 
 
+def test_what_was_built_while_the_gpu_was_lost_is_not_taken(model, gpu):
+    engine, said, build = opened(model)
+    build.consider(64, 96)
+    until(lambda: gpu.sizes)
+    engine.fallbacks = 1
+    gpu.go.set()
+    until(lambda: said.facts.get("engine_build", "").startswith("given up"))
+    assert engine.backend == "onnxruntime (CPU)"
+
+
 def test_without_gpu_it_is_said_and_no_error(model, monkeypatch):
     def missing():
         raise Unavailable("no NVIDIA GPU here")
@@ -213,7 +279,7 @@ def test_without_gpu_it_is_said_and_no_error(model, monkeypatch):
     until(lambda: "engine_build" in said.facts)
     assert said.facts["engine_build"] == "none: no NVIDIA GPU here"
     assert not said.errors
-    with pytest.raises(Unavailable, match="no NVIDIA GPU"):
+    with pytest.raises(Unavailable, match="kp2d_compact:top_k=500 cannot be run by tensorrt: no NVIDIA GPU"):
         first_backend("kp2d_compact:top_k=500", "tensorrt")
     assert first_backend("orb", "tensorrt") == "tensorrt"
     assert first_backend("kp2d_compact", "openvino") == "openvino"

@@ -34,6 +34,10 @@ from kp_frontend.errors import InputError
 from kp_frontend.model_file import read_metadata
 
 
+def no_driver():
+    raise Unavailable("no GPU here")
+
+
 @pytest.fixture
 def tiny(tmp_path):
     return full_model(tmp_path / "tiny.onnx", full_metadata())
@@ -164,13 +168,27 @@ def test_without_onnxruntime_nothing_is_compared(tiny, monkeypatch):
     engine = open_engine(tiny)
     assert engine.backend == "openvino (CPU)"
     assert engine.choice.agreement is None
+    assert "; not compared with onnxruntime; first run" in str(engine.choice)
     with pytest.raises(InputError, match=r"onnxruntime: not installed: pip install 'kp_frontend\[cpu\]'"):
         open_engine(tiny, "onnxruntime")
 
 
+@pytest.mark.parametrize(("broken", "left"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")])
+def test_a_library_that_cannot_be_loaded_is_said_and_the_other_runs(tiny, tmp_path, monkeypatch, broken, left):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(cuda, "open_driver", no_driver)
+    (tmp_path / f"{broken}.py").write_text("raise ImportError('lib.so.1: cannot\\nopen')")
+    monkeypatch.delitem(sys.modules, broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert open_engine(tiny).backend == f"{left} (CPU)"
+    with pytest.raises(InputError, match=rf"{broken} is installed but cannot be loaded \(lib\.so\.1: cannot open\)"):
+        open_engine(tiny, broken)
+
+
 def test_where_nothing_runs_every_reason_is_given(tiny, monkeypatch):
     only(monkeypatch, onnxruntime=refuse("not today"))
-    with pytest.raises(InputError, match=r"tensorrt: not on this machine; .*onnxruntime: not today; pytorch: not on"):
+    reasons = "tensorrt, cuda, openvino, pytorch: not on this machine; onnxruntime: not today"
+    with pytest.raises(InputError, match=f"cannot be run: {reasons}$"):
         open_engine(tiny)
 
 
@@ -296,6 +314,7 @@ class CudaOnTheCpu:
 
     def ortvalue_from_numpy(self, array, device, number):
         assert (device, number) == ("cuda", 0)
+        assert array.flags.c_contiguous  # its bytes are copied as they lie
         return self._real.OrtValue.ortvalue_from_numpy(array.copy(), "cpu", 0)
 
 
@@ -310,6 +329,15 @@ def test_cuda_keeps_its_buffers(tiny, whole):
         image = random.random((1, 1, height, width), np.float32)
         for name, values in reference.run(image).items():
             np.testing.assert_array_equal(engine.run(image)[name], values)
+
+
+def test_cuda_takes_points_that_do_not_lie_in_one_piece(tmp_path):
+    engine = cuda.load(Request(points_model(tmp_path / "points.onnx", points_metadata())), CudaOnTheCpu())
+    image, columns = np.full((1, 1, 16, 16), 0.5, np.float32), np.random.default_rng(0).random((2, 5), np.float32)
+    for _ in range(2):
+        columns += 1
+        found = engine.run(image, keypoints=columns.T[None])["point_descriptors"]
+        np.testing.assert_allclose(found[0, :, :2], columns.T + 0.5, rtol=1e-6)
 
 
 def test_a_lost_or_full_gpu_says_what_to_do(tiny, monkeypatch):
@@ -327,19 +355,23 @@ def test_a_lost_or_full_gpu_says_what_to_do(tiny, monkeypatch):
             engine.run(image)
 
 
-def test_cuda_is_not_taken_from_an_onnxruntime_without_it(tiny):
+def test_cuda_is_not_taken_from_an_onnxruntime_without_it(tiny, monkeypatch):
     import onnxruntime as real
 
     if "CUDAExecutionProvider" in real.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
+    monkeypatch.setattr(cuda, "open_driver", lambda: None)
     with pytest.raises(InputError, match=r"without CUDA: pip uninstall onnxruntime, then .*kp_frontend\[gpu\]"):
         open_engine(tiny, "cuda")
 
 
-def test_pytorch_comes_last_but_where_it_has_a_gpu(monkeypatch):
-    def no_driver():
-        raise Unavailable("no GPU here")
+def test_without_a_gpu_nothing_is_to_be_installed_for_one(tiny, monkeypatch):
+    monkeypatch.setattr(cuda, "open_driver", no_driver)
+    with pytest.raises(InputError, match=r"cuda: no GPU here$"):
+        open_engine(tiny, "cuda")
 
+
+def test_pytorch_comes_last_but_where_it_has_a_gpu(monkeypatch):
     monkeypatch.setattr(choice, "open_driver", no_driver)
     assert list(fastest_first()) == list(BACKENDS) == ["tensorrt", "cuda", "openvino", "onnxruntime", "pytorch"]
     monkeypatch.setattr(choice, "open_driver", lambda: None)

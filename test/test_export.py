@@ -9,17 +9,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from exported import untrained
 
 from kp_frontend import load_extractor
+from kp_frontend.engines import Request
+from kp_frontend.engines.onnxruntime import load
 from kp_frontend.errors import InputError
+from kp_frontend.extractors.base import Extractor
+from kp_frontend.extractors.learned import from_engine
 from kp_frontend.model_file import KEY, ModelMetadata, read_metadata
 from kp_training.__main__ import main
-from kp_training.cli.export import check_images
+from kp_training.cli import export
 from kp_training.deployment import metadata_of, torch_extractor
 from kp_training.export import onnx as exporting
-from kp_training.export.calibration import calibration_images
 from kp_training.export.checks import BOUNDS, Sample, figures_of
 from kp_training.export.half import Half
+from kp_training.export.images import calibration_images, check_images
 from kp_training.runs import Run, build_run, load_checkpoint, load_network, open_run
 
 VARIANTS = {
@@ -106,6 +111,11 @@ def test_every_method_as_every_kind_of_file_agrees_at_two_sizes(exported, kind, 
     assert metadata == replace(exported.metadata, **KINDS[kind], checks=figures)
 
 
+def runtime(path: Path, top_k: int = 1000) -> Extractor:
+    """The file's extractor on ONNX Runtime; `load_extractor` would compare engines first, on a large image."""
+    return from_engine(path.stem, load(Request(path)), {"top_k": top_k})
+
+
 def test_batch_norm_is_folded(exported):
     """Into the convolution before it; SiLK's and the open SuperPoint's come after the ReLU, where there is none."""
     nodes = onnx.load(str(exported.path)).graph.node
@@ -120,7 +130,7 @@ def test_runtime_gives_the_features_that_pytorch_gives(exported):
     image = check_images(None)[0][100:331, 50:377]
     stage = exported.run.stages[-1]
     ours = torch_extractor(exported.name, exported.run.method, stage, exported.network, torch.device("cpu"), 200)
-    expected, found = ours.extract(image), load_extractor(str(exported.path), top_k=200).extract(image)
+    expected, found = ours.extract(image), runtime(exported.path, 200).extract(image)
     assert len(found) == len(expected) > 50
     near = np.linalg.norm(found.keypoints[:, None] - expected.keypoints, axis=2) < 0.01
     assert near.any(1).mean() > 0.95  # scores that are almost equal may change places
@@ -144,14 +154,13 @@ def compact(tmp_path_factory):
 @pytest.mark.parametrize("variant", ["kp2d-compact", "kp2d-v0", "residual"])
 def test_bytes_in_give_exactly_what_floats_give(variant, tmp_path):
     """The very same product of a pixel and 1/255, in the graph and before it; of an odd size, so padded too."""
-    made = _exported(variant, tmp_path)
+    made = untrained(*VARIANTS[variant])
     image = check_images(None)[0][100:231, 50:177]
-    for kind in ({}, {"profile": "sparse", "top_k": 1000}):
+    for top_k in (0, 1000):
         found = []
         for dtype in ("float32", "uint8"):
-            path = tmp_path / f"{dtype}.onnx"
-            made.export(path, input_dtype=dtype, **kind)
-            found.append(load_extractor(str(path), top_k=100, backend="onnxruntime").extract(image))
+            path = made.write(tmp_path / f"{dtype}.onnx", top_k, input_dtype=dtype)
+            found.append(runtime(path, 100).extract(image))
         floats, bytes_ = found
         assert len(floats) > 20
         for part in ("keypoints", "scores", "descriptors"):
@@ -167,7 +176,7 @@ def test_a_fixed_size_is_in_the_graph(compact, tmp_path, precision):
               for value in (*model.graph.input, *model.graph.output)}
     assert shapes == {"image": [1, 1, 96, 128], "scores": [1, 1, 96, 128], "descriptors": [1, 64, 12, 16]}
     assert BOUNDS[precision].broken(figures) == ""
-    extractor = load_extractor(str(path), backend="onnxruntime")
+    extractor = runtime(path)
     assert len(extractor.extract(check_images(None)[0][:90, :120]))
     with pytest.raises(InputError, match="exported for 128×96 only"):
         extractor.extract(check_images(None)[0])
@@ -308,6 +317,26 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, words, message):
     said = capsys.readouterr().err
     assert message in said
     assert len(said.splitlines()) == 1
+
+
+def test_weights_alone_keep_the_metrics_of_the_training(run, tmp_path):
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    for source, target in ((run, first), (first, second), (second, tmp_path / "m.onnx")):
+        assert main(["export", str(source), "--output", str(target)]) == 0
+    (measured,) = open_run(run).metrics().values()
+    assert read_metadata(tmp_path / "m.onnx").metrics == measured | {"steps": 2}
+
+
+def test_words_say_where_keypoints_were_not_compared():
+    assert "not compared" in export._figures({"scores": 0.0, "cosine": 1.0})
+    assert "not compared" not in export._figures({"scores": 0.0, "within_pixel": 1.0})
+    assert "not compared" not in export._figures({"cosine": 1.0})  # of points that are given
+
+
+def test_a_place_that_cannot_be_written_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["export", str(run), "--output", str(tmp_path / "file" / "m.onnx")]) == 2
+    assert "could not be written" in capsys.readouterr().err
 
 
 def test_weights_of_another_network_are_refused(run):

@@ -13,13 +13,14 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 import torch
-from exported import describe, trained, untrained
+from exported import trained, untrained
 from tiny_models import full_metadata, full_model
 
 from kp_frontend.engines import EngineLost, Request, Unavailable, choice, onnxruntime, open_engine
 from kp_frontend.engines.cuda_driver import open_driver
 from kp_frontend.engines.parity import compare, found_in, sample_inputs
 from kp_training.__main__ import main
+from kp_training.export.onnx import describe
 
 try:
     open_driver()

@@ -451,6 +451,15 @@ TABLES = {"extractor": parameters.EXTRACTOR, "odometry": parameters.ODOMETRY, "m
 
 
 @pytest.mark.parametrize("node", TABLES)
+def test_choices_are_strings_as_ros_reads_them(node):
+    for parameter in TABLES[node]:
+        if parameter.choices:
+            assert parameter.problem(False).endswith(f"expected one of: {', '.join(parameter.choices)}")
+        for choice in parameter.choices:
+            assert yaml.safe_load(f"value: {choice}")["value"] == choice, f"{parameter.name}:={choice}"
+
+
+@pytest.mark.parametrize("node", TABLES)
 def test_config_files_hold_every_parameter_at_its_default(node):
     given = yaml.safe_load((ROOT / "config" / f"{node}.yaml").read_text(encoding="utf-8"))["/**"]["ros__parameters"]
     assert given == {parameter.name: parameter.default for parameter in TABLES[node]}

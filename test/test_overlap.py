@@ -69,8 +69,8 @@ def test_extraction_ahead_changes_nothing(features, sensor):
     assert output.state.metric
 
 
-@pytest.mark.parametrize("overlap", ["on", "off"])
-def test_the_node_gives_what_the_pipeline_gives(overlap):
+@pytest.mark.parametrize(("overlap", "said"), [("always", "on"), ("never", "off")])
+def test_the_node_gives_what_the_pipeline_gives(overlap, said):
     offline, recorded = frontend("orb"), frames("depth")
     expected = {frame.stamp: offline.process(frame) for frame in recorded}
     topics = ["features", "matches", "odometry"]
@@ -91,7 +91,7 @@ def test_the_node_gives_what_the_pipeline_gives(overlap):
             np.testing.assert_allclose(pose, output.state.world_from_camera, atol=1e-9)
         order = [messages.stamp_from_message(message.header.stamp) for message in harness.received["features"]]
         assert order == list(expected)
-        assert harness.status()["overlap"] == overlap
+        assert harness.status()["overlap"] == said
         assert harness.status()["dropped"] == 0
 
 
@@ -108,7 +108,7 @@ def hold(monkeypatch, node, half: str) -> threading.Event:
 
 
 def test_a_frame_is_extracted_while_the_one_before_is_followed(monkeypatch):
-    with Harness(extractor, top_k=100, overlap="on") as harness:
+    with Harness(extractor, top_k=100, overlap="always") as harness:
         extracted, extract = [], harness.node._tracker.extract
 
         def counted(*arguments):
@@ -132,7 +132,7 @@ def test_a_frame_is_extracted_while_the_one_before_is_followed(monkeypatch):
 
 
 def test_a_jump_back_starts_anew_after_the_frame_in_work(monkeypatch):
-    with Harness(extractor, ["features", "matches"], top_k=100, overlap="on") as harness:
+    with Harness(extractor, ["features", "matches"], top_k=100, overlap="always") as harness:
         first = harness.send(view(0))
         harness.wait("features", first)
         gate = hold(monkeypatch, harness.node, "follow")
@@ -183,7 +183,7 @@ def test_closing_frees_who_waits():
 
 
 @pytest.mark.parametrize(("overlap", "cores", "expected"), [
-    ("auto", 1, False), ("auto", 2, True), ("on", 1, True), ("off", 8, False),
+    ("auto", 1, False), ("auto", 2, True), ("always", 1, True), ("never", 8, False),
 ])
 def test_two_frames_at_a_time_want_two_cores(overlap, cores, expected):
     assert set_threads(overlap, 0, cores) is expected

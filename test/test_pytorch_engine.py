@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ pytest.importorskip("onnxruntime")
 import onnx
 import onnxruntime as library
 import torch
-from exported import describe, untrained
+from exported import METHODS, network_of
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import full_metadata, full_model
 
@@ -27,21 +28,9 @@ from kp_frontend.engines.pytorch import load
 from kp_frontend.engines.pytorch.graph import plan, read_graph, run
 from kp_frontend.engines.pytorch.operators import OPERATORS
 from kp_frontend.errors import InputError
+from kp_training.export.onnx import describe
 
-METHODS = {
-    "kp2d": ("kp2d", {}),
-    "kp2d-v0": ("kp2d", {"version": "v0"}),
-    "kp2d-compact": ("kp2d", {"network": "compact"}),
-    "superpoint": ("superpoint", {}),
-    "superpoint_prp": ("superpoint_prp", {"norm": "none"}),
-    "silk": ("silk", {"padding": True, "channels": 16}),
-    "silk_prp": ("silk_prp", {"channels": 16}),
-    "pos_feat": ("pos_feat", {}),
-    "sedm": ("sedm", {}),
-    "residual": ("residual", {}),
-    "residual-alone": ("residual", {"detector": "rootsift", "upright": True, "fusion": False}),
-}
-TOP_K = 40
+TOP_K = 100
 RNG = np.random.default_rng(0)
 MAP = RNG.standard_normal((1, 8, 6, 10)).astype(np.float32)
 GRID = RNG.uniform(-1.2, 1.2, (1, 3, 5, 2)).astype(np.float32)
@@ -157,19 +146,15 @@ def test_what_depends_on_sizes_alone_is_no_call():
         assert torch.equal(run(calls, {"image": image})["top"], image[:, :, : height // 2])
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def network(request):
-    return untrained(*METHODS[request.param])
-
-
 def both(path):
     return load(Request(path, threads=1)), onnxruntime.load(Request(path, threads=1))
 
 
-def test_a_dense_file_gives_the_maps_that_onnxruntime_gives(network, tmp_path):
-    ours, theirs = both(network.write(tmp_path / "dense.onnx"))
+@pytest.mark.parametrize("name", METHODS)
+def test_a_dense_file_gives_the_maps_that_onnxruntime_gives(name, file_of):
+    ours, theirs = both(file_of(name))
     assert ours.outputs == theirs.outputs
-    assert ours.metadata == theirs.metadata == network.metadata
+    assert ours.metadata == theirs.metadata == network_of(name).metadata
     for height, width in ((64, 96), (96, 64)):
         inputs = sample_inputs(ours.metadata, height, width)
         found, expected = ours.run(**inputs), theirs.run(**inputs)
@@ -179,10 +164,9 @@ def test_a_dense_file_gives_the_maps_that_onnxruntime_gives(network, tmp_path):
             np.testing.assert_allclose(found[name], expected[name], atol=1e-4 * np.abs(expected[name]).max())
 
 
-def test_a_sparse_half_file_gives_the_features_that_onnxruntime_gives(network, tmp_path):
-    # PyTorch takes half a minute for half of a ResNet on a CPU.
-    precision = "fp32" if network.metadata.method == "pos_feat" else "fp16"
-    ours, theirs = both(network.write(tmp_path / "sparse.onnx", TOP_K, precision=precision, input_dtype="uint8"))
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sparse_half_file_gives_the_features_that_onnxruntime_gives(name, file_of):
+    ours, theirs = both(file_of(name, TOP_K, precision="fp16", input_dtype="uint8"))
     for height, width in ((64, 96), (96, 64)):
         inputs = sample_inputs(ours.metadata, height, width)
         found, expected = (found_in(engine.run(**inputs), inputs, engine.metadata) for engine in (ours, theirs))
@@ -194,7 +178,7 @@ def test_a_sparse_half_file_gives_the_features_that_onnxruntime_gives(network, t
 
 def test_an_int8_file_is_computed_as_its_scales_say(tmp_path):
     quantization = pytest.importorskip("kp_training.export.quantize")
-    network = untrained("kp2d", {"network": "compact"})
+    network = network_of("kp2d-compact")
     metadata = replace(network.metadata, precision="int8", quantized_for="cpu")
     image = sample_inputs(metadata, 64, 96)["image"]
     quantization.quantize(network.write(tmp_path / "plain.onnx"), tmp_path / "int8.onnx", [{"image": image}], metadata)
@@ -239,6 +223,8 @@ class Recorder:
 @pytest.fixture
 def on_gpu(tiny, monkeypatch):
     """An engine that believes to be on a GPU."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(engine_module, "Capture", Recorder)
     monkeypatch.setattr(Recorder, "made", 0)
     engine = load(Request(tiny))
@@ -254,6 +240,21 @@ def test_a_size_that_comes_back_is_captured(on_gpu, monkeypatch):
         on_gpu.run(image)
         made.append(Recorder.made)
     assert made == [0, 1, 1, 1, 1, 2, 2, 3]
+
+
+def test_what_cannot_be_captured_runs_all_the_same(on_gpu, monkeypatch, caplog):
+    class Refuses(Recorder):
+        def __init__(self, network, inputs):
+            super().__init__(network, inputs)
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.Tensor, "to", lambda values, *_, **__: values)
+    monkeypatch.setattr(engine_module, "Capture", Refuses)
+    image = np.random.default_rng(0).random((1, 1, 16, 16), np.float32)
+    for _ in range(4):
+        np.testing.assert_array_equal(on_gpu.run(image)["scores"], image)
+    assert Refuses.made == 1
+    assert "runs without CUDA graph (operation not permitted when stream is capturing)" in caplog.text
 
 
 @pytest.mark.parametrize(("error", "said"), [

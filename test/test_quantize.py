@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
+from exported import untrained
 from onnx import TensorProto, helper, numpy_helper
 
 from kp_frontend import load_extractor
@@ -16,11 +16,8 @@ from kp_frontend.engines.parity import compare
 from kp_frontend.errors import InputError
 from kp_frontend.extractors.network_input import network_input
 from kp_frontend.model_file import ModelMetadata
-from kp_training.cli.export import check_images
-from kp_training.deployment import metadata_of
-from kp_training.export.onnx import trace
+from kp_training.export.images import check_images
 from kp_training.export.quantize import WEIGHTED, chosen_nodes, quantize
-from kp_training.runs import build_run
 
 MODELS = Path(__file__).parents[1] / "models"
 NETWORKS = {
@@ -36,15 +33,10 @@ FLOAT = {"compact": 1, "superpoint": 0, "silk": 0}
 def source(request, tmp_path_factory):
     """(name, float file, its metadata, inputs to calibrate on)."""
     method, settings = NETWORKS[request.param]
-    run = build_run(Path(), method, [], settings)
-    torch.manual_seed(1)
-    network = run.stages[-1].network().eval()
-    metadata = metadata_of(method, run.method, network)
-    path = tmp_path_factory.mktemp("float") / "model.onnx"
-    example = torch.rand(1, metadata.channels, 4 * metadata.size_multiple, 6 * metadata.size_multiple)
-    trace(run.stages[-1].deployed(network).eval(), metadata, path, (example,))
-    blobs = [{"image": network_input(image[:128, :160], metadata)} for image in check_images(None)]
-    return request.param, path, metadata, blobs
+    made = untrained(method, settings)
+    path = made.write(tmp_path_factory.mktemp("float") / "model.onnx")
+    blobs = [{"image": network_input(image[:128, :160], made.metadata)} for image in check_images(None)]
+    return request.param, path, made.metadata, blobs
 
 
 @pytest.fixture(scope="module", params=["cpu", "tensorrt"])

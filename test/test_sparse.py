@@ -19,10 +19,10 @@ from kp_frontend.engines.onnxruntime import load
 from kp_frontend.errors import InputError
 from kp_frontend.extractors.learned import from_engine
 from kp_frontend.features import Features
-from kp_frontend.model_file import KEY, ModelMetadata
+from kp_frontend.model_file import ModelMetadata
 from kp_frontend.sparse import LARGEST_TOP_K, check_outputs, model_outputs, pad_points, read_sparse
 from kp_training.deployment import TorchEngine, metadata_of
-from kp_training.export.onnx import trace
+from kp_training.export.onnx import describe, trace
 from kp_training.export.sparse import sparse_metadata, sparse_module
 from kp_training.runs import build_run
 
@@ -175,8 +175,7 @@ def test_what_no_graph_gives_is_refused(top_k):
         check_outputs("model", sparse_metadata(made("full"), 5), ["keypoints", "descriptors"])
 
 
-# Methods: with random weights, through ONNX Runtime, beside the dense profile of the same network.
-
+# With random weights, through ONNX Runtime, beside the dense profile of the same network.
 VARIANTS = {
     "kp2d-compact": ("kp2d", {"network": "compact"}),
     "kp2d-v0": ("kp2d", {"version": "v0"}),
@@ -224,9 +223,7 @@ def random_network(name: str, settings: dict):
 def write(path: Path, module: torch.nn.Module, metadata: ModelMetadata, points: dict[str, np.ndarray]) -> Path:
     image = torch.rand(1, metadata.channels, 2 * max(metadata.size_multiple, 32), 3 * max(metadata.size_multiple, 32))
     trace(module, metadata, path, (image, *map(torch.from_numpy, points.values())))
-    model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {KEY: metadata.to_json()})
-    onnx.save(model, str(path))
+    describe(path, metadata)
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -136,10 +137,10 @@ def test_a_lost_gpu_and_a_failing_network_are_told(cuda, trt, engine):
         engine.run(image(64, 64))
 
 
-def test_out_of_memory_says_what_to_do_and_a_smaller_image_still_runs(cuda, engine):
+def test_out_of_memory_says_what_to_do_and_lets_the_cpu_take_over(cuda, engine):
     check(engine, image(32, 32))
     cuda.fails["cuMemAlloc_v2"] = OUT_OF_MEMORY
-    with pytest.raises(Unavailable, match=r"no memory left for tiny\.onnx at 128×128 .*take smaller images"):
+    with pytest.raises(EngineLost, match=r"no memory left for tiny\.onnx at 128×128 .*take smaller images"):
         engine.run(image(128, 128))
     check(engine, image(32, 32))
 
@@ -224,6 +225,21 @@ def test_what_tensorrt_refuses_is_removed_and_said(model, trt, driver, caplog):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(("fails", "rejects", "message"), [
+    ({}, "Error Code 1: Cuda Runtime (out of memory)", r"out of memory\)\): close what else uses it"),
+    ({"cuStreamSynchronize": LAUNCH_FAILED}, "cannot deserialize", "CUDA_ERROR_LAUNCH_FAILED"),
+    ({"cuMemAlloc_v2": OUT_OF_MEMORY}, "", r"CUDA_ERROR_OUT_OF_MEMORY \(2\)\): close what else uses it"),
+    ({"cuCtxSetCurrent": LAUNCH_FAILED}, "", r"the GPU is lost \(cuCtxSetCurrent: CUDA_ERROR_LAUNCH_FAILED"),
+])
+def test_a_gpu_that_is_lost_or_full_costs_no_engine(model, cuda, trt, driver, fails, rejects, message):
+    path = keep(model, trt, driver)
+    cuda.fails.update(fails)
+    trt.takes, trt.rejects = not rejects, rejects
+    with pytest.raises(Unavailable, match=message):
+        tensorrt.load(Request(model, build=False), trt, driver)
+    assert path.exists()
+
+
 def test_a_damaged_engine_is_removed_and_said(model, trt, driver, caplog):
     path = keep(model, trt, driver, plan=b"a plan")
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -303,6 +319,34 @@ def test_progress_is_one_number_that_never_falls():
     phases.finish("tactics")
     phases.step("build", 1)
     assert told == [(250, 1000), (500, 1000), (750, 1000), (1000, 1000)]
+
+
+def test_progress_may_be_told_by_several_threads():
+    """Of a dictionary that changes while it is read, Python raises, and TensorRT would end the process."""
+    phases, raised = Phases(lambda done, total: None), []
+    phases.start("build", None, 1 << 30)
+
+    def work(thread):
+        try:
+            for run in range(3000):
+                name = f"{thread} {run}"
+                phases.start(name, "build", 1)
+                phases.step(name, 0)
+                phases.finish(name)
+        except (RuntimeError, KeyError) as error:
+            raised.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=[name]) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not raised
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", set()), ("fp16", {"FP16"}), ("int8", {"INT8"})])

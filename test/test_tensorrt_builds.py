@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds without GPU: make setup")
 
 import tensorrt_rtx as trt
-from exported import describe, untrained
+from exported import METHODS, network_of
 from fake_cuda import FakeCuda, FakeTensorrt
 from tiny_models import full_metadata, full_model
 
@@ -27,21 +27,9 @@ from kp_frontend.engines.tensorrt.sizes import choose_sizes
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import read_metadata
 from kp_frontend.resources import find_resource
+from kp_training.export.onnx import describe
 from kp_training.export.quantize import quantize
 
-METHODS = {
-    "kp2d": ("kp2d", {}),
-    "kp2d-v0": ("kp2d", {"version": "v0"}),
-    "kp2d-compact": ("kp2d", {"network": "compact"}),
-    "superpoint": ("superpoint", {}),
-    "superpoint_prp": ("superpoint_prp", {"norm": "none"}),
-    "silk": ("silk", {}),
-    "silk_prp": ("silk_prp", {"padding": True, "channels": 16}),
-    "pos_feat": ("pos_feat", {}),
-    "sedm": ("sedm", {}),
-    "residual": ("residual", {}),
-    "residual-alone": ("residual", {"detector": "rootsift", "upright": True, "fusion": False}),
-}
 NOWHERE = Target("tensorrt_rtx", trt.__version__, "none", "0.0", "0.0", "", "any")
 TOP_K = 100
 
@@ -50,33 +38,27 @@ def silent(done, total):
     """Progress that nobody looks at."""
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def network(request):
-    """A method's network, with random weights, traced at a size at which a CPU's slow float16 is quick enough."""
-    full = untrained(*METHODS[request.param])
-    image, *points = full.example
-    return replace(full, example=(image[..., :32, :32], *points))
-
-
 def built(path, size=(0, 0), workspace=0, **changes):
     metadata = replace(read_metadata(path), **changes)
     sizes = choose_sizes(metadata, size)
     return build_plan(trt, path, metadata, sizes, workspace=workspace, timings=None, progress=silent)
 
 
-def test_a_dense_file_of_32_bits_for_any_size(network, tmp_path):
-    assert len(built(network.write(tmp_path / "dense.onnx"))) > 10000
+@pytest.mark.parametrize("name", METHODS)
+def test_a_dense_file_of_32_bits_for_any_size(name, file_of):
+    assert len(built(file_of(name))) > 10000
 
 
-def test_a_sparse_file_of_16_bits_for_one_size(network, tmp_path):
-    path = network.write(tmp_path / "sparse.onnx", TOP_K, precision="fp16", input_dtype="uint8")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_sparse_file_of_16_bits_for_one_size(name, file_of):
+    path = file_of(name, TOP_K, precision="fp16", input_dtype="uint8")
     assert len(built(path, (240, 320))) > 10000
 
 
 @pytest.mark.parametrize("name", ["kp2d-compact", "superpoint"])
 def test_int8_for_tensorrt(tmp_path, name):
     image = np.random.default_rng(0).random((1, 1, 96, 160), np.float32)
-    plain = untrained(*METHODS[name]).write(tmp_path / "plain.onnx", TOP_K, precision="int8", quantized_for="tensorrt")
+    plain = network_of(name).write(tmp_path / "plain.onnx", TOP_K, precision="int8", quantized_for="tensorrt")
     path, metadata = tmp_path / "int8.onnx", read_metadata(plain)
     quantize(plain, path, [{"image": image}], metadata)
     describe(path, metadata)

@@ -8,7 +8,7 @@ from kp_frontend.corners import shi_tomasi
 from kp_frontend.errors import InputError
 from kp_frontend.features import Features
 from kp_frontend.stereo import search_rows
-from kp_frontend.tracking import DescriptorTracker, FlowTracker, TrackerConfig, load_tracker
+from kp_frontend.trackers import DescriptorTracker, FlowTracker, TrackerConfig, load_tracker
 
 data = pytest.importorskip("skimage.data")
 

@@ -255,7 +255,7 @@ def test_weights_alone_start_a_run_and_are_exported(finished, tmp_path, capsys):
     assert main(["export", str(finished), "--output", str(slim)]) == 0
     assert "train --init" in capsys.readouterr().out
     kept = load_checkpoint(slim)
-    assert set(kept) == {"kp_training", "global_step", "state_dict"}
+    assert set(kept) == {"kp_training", "global_step", "metrics", "state_dict"}
     assert {name.removeprefix("network.") for name in kept["state_dict"]} == set(trained_weights(whole))
     assert all(torch.equal(values, kept["state_dict"][f"network.{name}"])
                for name, values in trained_weights(whole).items())

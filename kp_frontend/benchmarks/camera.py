@@ -7,26 +7,21 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 
 import cv2
 import numpy as np
-import rclpy
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 
-from kp_frontend.errors import InputError
 from kp_frontend.messages import image_to_message
 from kp_frontend.progress import Progress
+from kp_frontend.replay.domain_node import DomainNode
 
 WIDTH, HEIGHT = 640, 480
 _STAMP = struct.Struct("<iI")
 _STAMP_AT = 4  # after the encapsulation: the header comes first in all of these messages
-_READY_TIMEOUT = 60.0
 _PERIOD = 300  # frames of the video after which it comes back to its start
 
 
@@ -48,37 +43,22 @@ def photograph_video(count: int, width: int = WIDTH, height: int = HEIGHT) -> li
     return views
 
 
-class Camera:
+class Camera(DomainNode):
     """Publishes `image` from its own node on a DDS domain and notes when `features` come back; a context manager.
 
     received: stamp in ns → wall time in ns at which the features of that frame came.
     """
 
     def __init__(self, domain: int) -> None:
-        self._domain = domain
+        super().__init__("camera", domain)
         self._messages: itertools.cycle[bytearray] = itertools.cycle([])
         self.received: dict[int, int] = {}
 
-    def __enter__(self) -> Camera:
-        self._context = Context()
-        rclpy.init(context=self._context, domain_id=self._domain)
-        self._node = rclpy.create_node("camera", context=self._context, start_parameter_services=False)
-        self._publisher = self._node.create_publisher(Image, "image", qos_profile_sensor_data)
+    def connect(self) -> None:
+        """See DomainNode."""
+        self._publisher = self.node.create_publisher(Image, "image", qos_profile_sensor_data)
         for topic, callback in (("features", self._on_features), ("matches", lambda content: None)):
-            self._node.create_subscription(PointCloud2, topic, callback, QoSProfile(depth=100), raw=True)
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self._node)
-        self._thread = threading.Thread(target=self._executor.spin, name="camera", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
-    ) -> None:
-        self._executor.shutdown(timeout_sec=5)
-        self._thread.join(5)
-        self._node.destroy_node()
-        self._context.try_shutdown()
+            self.node.create_subscription(PointCloud2, topic, callback, QoSProfile(depth=100), raw=True)
 
     def _on_features(self, content: bytes) -> None:
         now = time.time_ns()
@@ -87,14 +67,8 @@ class Camera:
 
     def wait_for_node(self, check: Callable[[], None]) -> None:
         """Return when the node listens and we hear it; `check` raises where that will never be."""
-        end = time.monotonic() + _READY_TIMEOUT
-        while not (self._publisher.get_subscription_count() and self._node.count_publishers("features")
-                   and self._node.count_publishers("matches")):
-            check()
-            if time.monotonic() > end:
-                raise InputError(f"the node did not start within {_READY_TIMEOUT:g} s")
-            time.sleep(0.02)
-        time.sleep(0.5)  # the node must have found us as well
+        self.wait_until(lambda: bool(self._publisher.get_subscription_count() and self.node.count_publishers("features")
+                                     and self.node.count_publishers("matches")), check)
 
     def show(self, images: Sequence[np.ndarray]) -> None:
         """From now on send these, there and back, so that the picture never jumps."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kp_frontend.camera import CameraModel
+from kp_frontend.engines.live import backend_of
 from kp_frontend.odometry import OdometryConfig
 from kp_frontend.pipeline import Frame, Frontend, Stopwatch
 from kp_frontend.progress import Progress
@@ -88,11 +89,11 @@ def measure_stages(features: str, top_k: int, images: Sequence[np.ndarray], prog
     timings, counts = timings[_WARM_UP:], counts[_WARM_UP:]
     found = [sum(row.get(stage, 0.0) for stage in EXTRACTION) for row in timings]
     other = [sum(row.values()) - extraction for row, extraction in zip(timings, found)]
-    stages = {**_by_stage(timings), "extractor": percentiles(found), "everything else": percentiles(other),
-              "whole": percentiles([sum(row.values()) for row in timings])}
+    stages = {**_by_stage(timings), "extractor": Percentiles.of(found), "everything else": Percentiles.of(other),
+              "whole": Percentiles.of([sum(row.values()) for row in timings])}
     return Figures(
-        "stages", f"1. Stages in one process: {features}, {width}×{height}, {np.median(counts):.0f} keypoints, "
-        f"{len(timings)} frames",
+        "stages", f"1. Stages in one process: {features} ({backend_of(frontend.tracker)}), {width}×{height}, "
+        f"{np.median(counts):.0f} keypoints, {len(timings)} frames",
         stages, {"keypoints": float(np.median(counts))},
         {f"{features}: everything else costs less than the extractor (median)":
             stages["everything else"].p50 < stages["extractor"].p50},
@@ -128,9 +129,9 @@ def measure_camera(
     whole = [(camera.received[stamp] - stamp) * 1e-6 for stamp in received]
     stages = {
         **_by_stage([{name: row[name] for name in row if name != "total"} for row in rows]),
-        "arrival → published": percentiles([row["total"] for row in rows]),
-        "arrival → published, beyond extraction": percentiles(besides),
-        "sent → features received": percentiles(whole),
+        "arrival → published": Percentiles.of([row["total"] for row in rows]),
+        "arrival → published, beyond extraction": Percentiles.of(besides),
+        "sent → features received": Percentiles.of(whole),
     }
     dropped = len(sent) - len(received)
     shortage = shared_memory_shortage()
@@ -167,14 +168,9 @@ def measure_odometry(
     )
 
 
-def percentiles(values: Sequence[float]) -> Percentiles:
-    """Of milliseconds."""
-    return Percentiles.of(np.array(values, float))
-
-
 def _by_stage(rows: Sequence[dict[str, float]]) -> dict[str, Percentiles]:
     stages = dict.fromkeys(stage for row in rows for stage in row)
-    return {stage: percentiles([row[stage] for row in rows if stage in row]) for stage in stages}
+    return {stage: Percentiles.of([row[stage] for row in rows if stage in row]) for stage in stages}
 
 
 def table(figures: Figures) -> Table:

@@ -13,7 +13,7 @@ from kp_frontend.extractors import TRACKERS, load_extractor, parse_spec
 from kp_frontend.isolated import call_isolated
 from kp_frontend.progress import Progress
 from kp_frontend.replay.summary import Percentiles
-from kp_frontend.tracking import load_tracker
+from kp_frontend.trackers import load_tracker
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,17 +26,19 @@ SIZES = ((320, 240), (640, 480), (1280, 720), (1920, 1080))
 USUAL = (640, 480)
 GOAL = 0.8
 _IMAGES = 60
-_HALVINGS = 3
+_HALVINGS = 4
 _WARM_UP = 10
 _TRIES = 3
 _EXTRACTED = 100
+_COMPILES = 30.0  # seconds that a new size may take at first
 
 
 @dataclass(frozen=True)
 class Point:
     """What came of one rate (Hz) at one size (pixels).
 
-    sent, dropped: frames.  latency: ms from sent to features received.  cpu: of the node, percent of one core.
+    sent, dropped, lost: frames; dropped ones the node did not process, lost ones it did, but their features never came
+    back to us.  latency: ms from sent to features received.  cpu: of the node, percent of one core.
     """
 
     width: int
@@ -46,6 +48,7 @@ class Point:
     dropped: int
     latency: Percentiles
     cpu: float
+    lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def measure_node(features: str, top_k: int, seconds: float, rate: float, progres
 
         def show(size: tuple[int, int]) -> None:
             camera.show(photograph_video(_IMAGES, *size))
-            camera.settle(camera.send(_WARM_UP, RATES[0]))  # a new size compiles and allocates
+            _warm_up(camera)
 
         def trial(size: tuple[int, int], rate: float) -> Point:
             return _tried(camera, node, size, rate, seconds)
@@ -128,7 +131,7 @@ def measure_node(features: str, top_k: int, seconds: float, rate: float, progres
                 break
     alone.append(extract())
     progress(total, total)
-    extraction = Percentiles.of(np.array(min(alone, key=np.median)))  # a busy moment must not flatter the node
+    extraction = Percentiles.of(min(alone, key=np.median))  # a busy moment must not flatter the node
     return NodeFigures(features, extraction, tuple(sorted(rates, key=lambda point: point.rate)), tuple(sizes))
 
 
@@ -148,6 +151,11 @@ def sweep_rates(trial: Callable[[float], Point]) -> Iterator[Point]:
         good, bad = (good, middle.rate) if middle.dropped else (middle.rate, bad)
 
 
+def _warm_up(camera: Camera) -> None:
+    """Let the node compile and allocate for a new size; it is done when it has processed the newest image."""
+    camera.settle(camera.send(_WARM_UP, RATES[0])[-1:], _COMPILES)
+
+
 def _tried(camera: Camera, node: NodeProcess, size: tuple[int, int], rate: float, seconds: float) -> Point:
     """The first of some tries that loses nothing, or the last: another process's moment is not the node's fault."""
     for _ in range(_TRIES):
@@ -157,18 +165,30 @@ def _tried(camera: Camera, node: NodeProcess, size: tuple[int, int], rate: float
         camera.settle(sent)
         cpu, wall, _ = node.usage()
         received = [stamp for stamp in sent if stamp in camera.received]
-        latency = Percentiles.of(np.array([(camera.received[stamp] - stamp) * 1e-6 for stamp in received]))
-        point = Point(*size, rate, len(sent), len(sent) - len(received), latency, 100 * cpu / wall)
-        if not point.dropped:
+        latency = Percentiles.of([(camera.received[stamp] - stamp) * 1e-6 for stamp in received])
+        processed = {frame["stamp"] for frame in node.frames() if "timings" in frame}.union(received)
+        dropped = len(set(sent) - processed)
+        lost = len(sent) - len(received) - dropped
+        point = Point(*size, rate, len(sent), dropped, latency, 100 * cpu / wall, lost)
+        if not (dropped or lost):
             break
     return point
 
 
 def extraction_times(features: str, top_k: int, progress: Progress) -> list[float]:
-    """Milliseconds of each of some frames of the usual size, the extractor alone, in a process of its own."""
-    from kp_frontend.benchmarks.camera import photograph_video
+    """Milliseconds of each of some frames of the usual size, the extractor alone, in a process of its own.
 
-    images = photograph_video(_IMAGES, *USUAL)
+    With the threads of the node, and of images as it decodes them.
+    """
+    from std_msgs.msg import Header
+
+    from kp_frontend.benchmarks.camera import photograph_video
+    from kp_frontend.images import image_from_message
+    from kp_frontend.messages import image_to_message
+    from kp_frontend.nodes.threads import set_threads
+
+    set_threads("auto", 0)
+    images = [image_from_message(image_to_message(image, Header())) for image in photograph_video(_IMAGES, *USUAL)]
     tracker = parse_spec(features)[0] in TRACKERS
     step: Callable[[np.ndarray], Any] = (
         load_tracker(features, top_k=top_k).track if tracker else load_extractor(features, top_k=top_k).extract)
@@ -187,15 +207,15 @@ def table(measured: Sequence[NodeFigures]) -> Table:
 
     shown = Table(title="The node over DDS, image sent → features received", box=box.SIMPLE, title_justify="left")
     shown.add_column("features", no_wrap=True)
-    for name in ("size", "Hz", "sent", "dropped", "ms p50", "p99", "CPU %"):
+    for name in ("size", "Hz", "sent", "dropped", "lost", "ms p50", "p99", "CPU %"):
         shown.add_column(name, justify="right")
     for figures in measured:
         for points in (figures.rates, figures.sizes):
             for point in points:
                 shown.add_row(
                     figures.features, f"{point.width}×{point.height}", f"{point.rate:g}", str(point.sent),
-                    str(point.dropped), f"{point.latency.p50:.1f}", f"{point.latency.p99:.1f}", f"{point.cpu:.0f}",
-                    style="red" if point.dropped else "", end_section=point is points[-1])
+                    str(point.dropped), str(point.lost), f"{point.latency.p50:.1f}", f"{point.latency.p99:.1f}",
+                    f"{point.cpu:.0f}", style="red" if point.dropped else "", end_section=point is points[-1])
     return shown
 
 
@@ -203,7 +223,7 @@ def draw(axes: Any, measured: Sequence[NodeFigures]) -> None:
     """Frames received a second over frames sent, and what extraction alone allows."""
     for figures in measured:
         sent = [point.rate for point in figures.rates]
-        received = [point.rate * (1 - point.dropped / point.sent) for point in figures.rates]
+        received = [point.rate * (1 - (point.dropped + point.lost) / point.sent) for point in figures.rates]
         line, = axes.plot(sent, received, marker="o", markersize=3, label=figures.features)
         axes.axhline(figures.allowed, color=line.get_color(), linestyle="--", linewidth=0.8,
                      label=f"{figures.features}: extraction alone")

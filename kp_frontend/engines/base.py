@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -71,6 +72,16 @@ class Engine(Protocol):
         ...
 
 
+def import_or_refuse(name: str, extra: str) -> Any:
+    """The library `name`, which `extra` of our package brings; Unavailable where it is missing, or broken."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # whatever a library raises that does not fit this system
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise Unavailable(f"not installed: pip install 'kp_frontend[{extra}]'") from None
+        raise Unavailable(f"{name} is installed but cannot be loaded ({' '.join(str(error).split())})") from error
+
+
 def check_graph(path: Path, inputs: Mapping[str, Sequence], metadata: ModelMetadata) -> None:
     """InputError unless a graph takes what its metadata says.
 
@@ -90,7 +101,7 @@ def check_graph(path: Path, inputs: Mapping[str, Sequence], metadata: ModelMetad
         )
 
 
-def check_image(image: np.ndarray, metadata: ModelMetadata) -> None:
+def check_input(image: np.ndarray, metadata: ModelMetadata) -> None:
     """InputError unless `image` is 1×C×H×W as a model of `metadata` takes it."""
     multiple, fixed = metadata.size_multiple, (metadata.height, metadata.width)
     if image.dtype != metadata.input_dtype or image.ndim != 4 or image.shape[:2] != (1, metadata.channels):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,8 +45,12 @@ class Choice:
     warm_up_ms: float
 
     def __str__(self) -> str:
-        compared = f"; beside onnxruntime: {self.agreement}" if self.agreement else ""
-        return f"{self.backend}, {self.reason}{compared}; first run {self.warm_up_ms:.0f} ms"
+        compared = ""
+        if self.agreement:
+            compared = f"beside onnxruntime: {self.agreement}; "
+        elif not self.backend.startswith(_REFERENCE):
+            compared = "not compared with onnxruntime; "
+        return f"{self.backend}, {self.reason}; {compared}first run {self.warm_up_ms:.0f} ms"
 
 
 def fastest_first() -> Iterator[str]:
@@ -95,7 +98,10 @@ def choose(request: Request, backends: Iterable[str], asked: bool = False) -> tu
 
 
 def _listed(refused: Mapping[str, str]) -> str:
-    return "; ".join(f"{backend}: {reason}" for backend, reason in refused.items())
+    backends: dict[str, list[str]] = {}
+    for backend, reason in refused.items():
+        backends.setdefault(reason, []).append(backend)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in backends.items())
 
 
 class Disagrees(Unavailable):
@@ -138,10 +144,14 @@ class Trial:
     def _reference(self, metadata: ModelMetadata) -> Found | None:
         """What ONNX Runtime finds on the CPU; None where it, or the ONNX file of `metadata`, is not here."""
         request = on_cpu(self._request, metadata)
-        if request is None or importlib.util.find_spec("onnxruntime") is None:
+        if request is None:
             return None
         if self._expected is None:
-            self._expected = found_in(_load(_REFERENCE, request).run(**self._inputs), self._inputs, metadata)
+            try:
+                reference = _load(_REFERENCE, request)
+            except Unavailable:
+                return None
+            self._expected = found_in(reference.run(**self._inputs), self._inputs, metadata)
         return self._expected
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kp_frontend.engines.base import EngineLost, Request, Unavailable, check_graph
+from kp_frontend.engines.base import EngineLost, Request, Unavailable, check_graph, import_or_refuse
+from kp_frontend.engines.cuda_driver import open_driver
 from kp_frontend.model_file import ModelMetadata, read_metadata
 
 _PROVIDER = "CUDAExecutionProvider"
@@ -35,7 +36,7 @@ class CudaEngine:
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
         """See `engines.Engine.run`."""
-        arrays = {"image": np.ascontiguousarray(image), **points}
+        arrays = {name: np.ascontiguousarray(values) for name, values in {"image": image, **points}.items()}
         try:
             self._upload(arrays)
             self._session.run_with_iobinding(self._binding)
@@ -77,11 +78,9 @@ def load(request: Request, library: Any = None) -> CudaEngine:
 
 
 def _library() -> Any:
-    """ONNX Runtime with CUDA; Unavailable where it is not installed."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise Unavailable("not installed: pip install 'kp_frontend[gpu]'") from None
+    """ONNX Runtime with CUDA; Unavailable where it is not installed, or no GPU is here that would want it."""
+    open_driver()
+    onnxruntime = import_or_refuse("onnxruntime", "gpu")
     if _PROVIDER not in onnxruntime.get_available_providers():
         raise Unavailable("the installed onnxruntime is the one without CUDA: pip uninstall onnxruntime, then "
                           "pip install 'kp_frontend[gpu]'")
@@ -92,19 +91,21 @@ def _library() -> Any:
 
 def _session(library: Any, path: Path) -> Any:
     """A session with the whole graph on the GPU, or all but the arithmetic of sizes that are not fixed."""
-    for strict in ("1", "0"):
+    def opened(strict: str) -> Any:
         options = library.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_cpu_ep_fallback", strict)
-        try:
-            return library.InferenceSession(
-                str(path), options, providers=[(_PROVIDER, _SETTINGS)],
-                enable_fallback=0,  # else Python goes on with the CPU alone
-            )
-        except Exception as error:
-            if strict == "0" or _ON_CPU not in str(error):
-                raise
-    raise AssertionError("unreachable")
+        return library.InferenceSession(
+            str(path), options, providers=[(_PROVIDER, _SETTINGS)],
+            enable_fallback=0,  # else Python goes on with the CPU alone
+        )
+
+    try:
+        return opened("1")
+    except Exception as error:
+        if _ON_CPU not in str(error):
+            raise
+    return opened("0")
 
 
 def _told(error: Exception) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kp_frontend.engines.base import Engine, EngineLost, Request, check_image
+from kp_frontend.engines.base import Engine, EngineLost, Request, check_input
 from kp_frontend.engines.choice import CPU_BACKENDS, Choice, choose, on_cpu
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import ModelMetadata
@@ -52,6 +52,11 @@ class LiveEngine:
     def outputs(self) -> tuple[str, ...]:
         return self._chosen[0].outputs
 
+    def takes(self, height: int, width: int) -> bool:
+        """Whether what runs now runs images of this size; a TensorRT engine runs those that it was built for."""
+        sizes = getattr(self._chosen[0], "sizes", None)
+        return sizes is None or sizes.hold(self.metadata.padded(height, width))
+
     def facts(self) -> dict[str, object]:
         """What diagnostics say of it, by key."""
         choice = self.choice
@@ -62,7 +67,7 @@ class LiveEngine:
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
         """See `engines.Engine.run`; raises InputError for an image that the network does not take."""
-        check_image(image, self.metadata)
+        check_input(image, self.metadata)
         engine = self._chosen[0]
         try:
             outputs = engine.run(image, **points)

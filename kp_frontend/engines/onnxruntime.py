@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kp_frontend.engines.base import Request, Unavailable, check_graph
+from kp_frontend.engines.base import Request, check_graph, import_or_refuse
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import ModelMetadata, read_metadata
 
@@ -28,10 +28,7 @@ class OnnxRuntimeEngine:
 def load(request: Request) -> OnnxRuntimeEngine:
     """Open an ONNX file; InputError where it is damaged, has no metadata, or is made for another input."""
     path = request.path
-    try:
-        import onnxruntime
-    except ImportError:
-        raise Unavailable("not installed: pip install 'kp_frontend[cpu]'") from None
+    onnxruntime = import_or_refuse("onnxruntime", "cpu")
     metadata = read_metadata(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request.cpu_threads

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kp_frontend.engines.base import Request, Unavailable, check_graph
+from kp_frontend.engines.base import Request, Unavailable, check_graph, import_or_refuse
 from kp_frontend.model_file import ModelMetadata, read_metadata
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
@@ -59,10 +59,7 @@ class OpenVinoEngine:
 
 def load(request: Request) -> OpenVinoEngine:
     """Open an ONNX file; Unavailable where OpenVINO is not here or cannot read the graph."""
-    try:
-        import openvino
-    except ImportError:
-        raise Unavailable("not installed: pip install 'kp_frontend[openvino]'") from None
+    openvino = import_or_refuse("openvino", "openvino")
     metadata = read_metadata(request.path)
     core = openvino.Core()
     try:

@@ -55,7 +55,7 @@ def sample_inputs(metadata: ModelMetadata, height: int = 0, width: int = 0) -> d
     height, width: pixels, 0 = 480×640; a model of fixed size gets its own.
     """
     wanted = (metadata.height, metadata.width) if metadata.height else (height, width) if height and width else _SIZE
-    size = [pixels + -pixels % metadata.size_multiple for pixels in wanted]
+    size = metadata.padded(*wanted)
     image = np.repeat(_texture(*size)[None, None], metadata.channels, axis=1)
     inputs = {"image": image if metadata.input_dtype == "uint8" else image * np.float32(1 / 255)}
     further = further_inputs(metadata)

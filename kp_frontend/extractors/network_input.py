@@ -17,16 +17,16 @@ def network_input(image: np.ndarray, metadata: ModelMetadata) -> np.ndarray:
     size fits is not copied.  Raises InputError where the model takes one size only, and not this one.
     """
     height, width = image.shape[:2]
-    down, right = (-height % metadata.size_multiple, -width % metadata.size_multiple)
-    if metadata.height and (height + down, width + right) != (metadata.height, metadata.width):
+    padded = metadata.padded(height, width)
+    if metadata.height and padded != (metadata.height, metadata.width):
         raise InputError(
             f"image is {width}×{height}, but the model was exported for {metadata.width}×{metadata.height} only; "
             "resize the images or export it with dynamic size"
         )
     planes = _planes(image, metadata.color)
-    if metadata.input_dtype == "uint8" and len(planes) == 1 and not (down or right):
+    if metadata.input_dtype == "uint8" and len(planes) == 1 and padded == (height, width):
         return np.ascontiguousarray(planes[0])[None, None]
-    blob = np.empty((1, len(planes), height + down, width + right), metadata.input_dtype)
+    blob = np.empty((1, len(planes), *padded), metadata.input_dtype)
     for plane, channel in zip(planes, blob[0, :, :height, :width]):
         if metadata.input_dtype == "uint8":
             channel[:] = plane

@@ -6,7 +6,7 @@ import threading
 from typing import Protocol
 
 from kp_frontend.engines import LiveEngine, open_engine
-from kp_frontend.engines.base import Request
+from kp_frontend.engines.base import Request, Unavailable
 from kp_frontend.engines.cuda_driver import open_driver
 from kp_frontend.engines.tensorrt.cache import BuildOptions, build_engine, find
 from kp_frontend.engines.tensorrt.library import import_library, target_of
@@ -32,8 +32,11 @@ def first_backend(features: str, backend: str) -> str:
     """
     if backend != "tensorrt" or parse_spec(features)[0] in (*EXTRACTORS, *TRACKERS):
         return backend
-    open_driver()
-    import_library()
+    try:
+        open_driver()
+        import_library()
+    except Unavailable as error:
+        raise Unavailable(f"{features} cannot be run by {backend}: {error}") from error
     return "auto"
 
 
@@ -56,7 +59,6 @@ class EngineBuild:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._size: Size = (0, 0)
-        self._fixed = False  # TensorRT runs, for one size only
         self._thread: threading.Thread | None = None
 
     def consider(self, height: int, width: int) -> None:
@@ -65,9 +67,8 @@ class EngineBuild:
         if size == self._size or self._engine.fallbacks:
             return
         with self._lock:
-            if self._fixed:
+            if not self._engine.takes(height, width):
                 self._engine.replace(self._open("auto", size))
-                self._fixed = False
             self._size = size
             if self._thread is None and not self._engine.backend.startswith(_RUNS):
                 self._thread = threading.Thread(target=self._run, name="engine_build", daemon=True)
@@ -94,24 +95,25 @@ class EngineBuild:
     def _bring(self, size: Size) -> str:
         """Build and swap; what diagnostics say of it."""
         try:
-            open_driver().use()
-            trt = import_library()
+            driver, trt = open_driver(), import_library()
         except InputError as error:
             return f"none: {error}"
         try:
+            driver.use()
             sizes, path = choose_sizes(self._engine.metadata, size), self._request.path
-            if find(path, sizes.usual, target_of(trt, open_driver())) is None:
+            if find(path, sizes.usual, target_of(trt, driver)) is None:
                 self._reports.fact(engine_build="0 %")
                 call_isolated(build_engine, path, BuildOptions(size), progress=self._tell, stop=self._stop)
             better = self._open("tensorrt", size)
+            with self._lock:
+                if self._engine.fallbacks:
+                    return "given up: another engine was lost meanwhile"
+                if size == self._size:
+                    self._engine.replace(better)
         except Exception as error:  # the node goes on, whatever TensorRT makes of it
             if not self._stop.is_set():
                 self._reports.error(f"TensorRT engine of {self._engine.name} not built: {error}")
             return f"failed: {error}"
-        with self._lock:
-            if size == self._size:
-                self._engine.replace(better)
-                self._fixed = True
         return "done"
 
     def _tell(self, done: int, total: int) -> None:

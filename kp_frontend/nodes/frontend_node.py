@@ -23,7 +23,7 @@ from kp_frontend.nodes.slot import Handover, NewestSlot
 from kp_frontend.nodes.threads import set_threads
 from kp_frontend.odometry import OdometryConfig
 from kp_frontend.pipeline import Extracted, Frame, Frontend, FrontendOutput, Stopwatch
-from kp_frontend.tracking import load_tracker
+from kp_frontend.trackers import load_tracker
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,8 @@ class Parameter:
     def problem(self, value: object) -> str:
         """What is wrong with `value`, "" where nothing is."""
         if type(value) is not type(self.default):
-            return f"{self.name} is {value!r}, expected {_KINDS[type(self.default)]}"
+            valid = f"one of: {', '.join(self.choices)}" if self.choices else _KINDS[type(self.default)]
+            return f"{self.name} is {value!r}, expected {valid}"
         if self.choices and value not in self.choices:
             return f"unknown {self.name} {value!r}; choose one of: {', '.join(self.choices)}"
         if self.low is not None and self.high is not None and not self.low <= float(value) <= self.high:  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import cv2
 
 from kp_frontend.cores import usable_cores
 
-OVERLAPS = ("auto", "on", "off")
+OVERLAPS = ("auto", "always", "never")  # `on` and `off` would be booleans: ROS reads parameters as YAML
 
 
 def set_threads(overlap: str, opencv_threads: int, cores: int | None = None) -> bool:
@@ -21,4 +21,4 @@ def set_threads(overlap: str, opencv_threads: int, cores: int | None = None) -> 
     """
     cores = usable_cores() if cores is None else cores
     cv2.setNumThreads(opencv_threads or cores)
-    return overlap == "on" or (overlap == "auto" and cores > 1)
+    return overlap == "always" or (overlap == "auto" and cores > 1)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
-import rclpy
 from nav_msgs.msg import Odometry
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointCloud2
 
-from kp_frontend.errors import InputError
 from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.messages import features_from_message, matches_from_message, pose_from_message, stamp_from_message
+from kp_frontend.replay.domain_node import DomainNode
 
-_READY_TIMEOUT = 60.0
 _SETTLE = 0.5
 
 
@@ -33,7 +27,7 @@ class Received:
     time: int
 
 
-class Collector:
+class Collector(DomainNode):
     """A context manager that listens on a DDS domain from its own thread.
 
     features, matches, poses: what came, by stamp in ns.
@@ -41,34 +35,19 @@ class Collector:
     """
 
     def __init__(self, domain: int, *, descriptors: bool = False) -> None:
-        self._domain = domain
+        super().__init__("collector", domain)
         self._descriptors = descriptors
         self.features: dict[int, Received] = {}
         self.matches: dict[int, Matches] = {}
         self.poses: dict[int, np.ndarray] = {}
 
-    def __enter__(self) -> Collector:
-        self._context = Context()
-        rclpy.init(context=self._context, domain_id=self._domain)
-        self.node = rclpy.create_node("collector", context=self._context, start_parameter_services=False)
+    def connect(self) -> None:
+        """See DomainNode."""
         for kind, topic, callback in (
             (PointCloud2, "features", self._on_features), (PointCloud2, "matches", self._on_matches),
             (Odometry, "odometry", self._on_odometry),
         ):
             self.node.create_subscription(kind, topic, callback, QoSProfile(depth=100))
-        self._executor = SingleThreadedExecutor(context=self._context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._executor.spin, name="collector", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
-    ) -> None:
-        self._executor.shutdown(timeout_sec=5)
-        self._thread.join(5)
-        self.node.destroy_node()
-        self._context.try_shutdown()
 
     def _on_features(self, message: PointCloud2) -> None:
         now = time.time_ns()
@@ -88,13 +67,7 @@ class Collector:
 
     def wait_for_node(self, topics: Sequence[str], check: Callable[[], None]) -> None:
         """Return when `topics` have a publisher; `check` raises where that will never be."""
-        end = time.monotonic() + _READY_TIMEOUT
-        while not all(self.node.count_publishers(topic) for topic in topics):
-            check()
-            if time.monotonic() > end:
-                raise InputError(f"the node did not start within {_READY_TIMEOUT:g} s")
-            time.sleep(0.05)
-        time.sleep(_SETTLE)  # the node must have found us as well
+        self.wait_until(lambda: all(self.node.count_publishers(topic) for topic in topics), check)
 
     def wait_for_frames(self, count: int, patience: float) -> None:
         """Return when features of `count` frames are here, or none has come for `patience` seconds."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import kp_frontend
+from kp_frontend.cores import usable_cores
 
-_PACKAGES = ("numpy", "opencv-python-headless", "opencv-python", "onnxruntime", "poselib", "evo", "rosbags", "torch")
+_PACKAGES = (
+    "numpy", "opencv-python-headless", "opencv-python", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt-cu13",
+    "tensorrt-cu12", "tensorrt", "tensorrt-rtx", "torch", "onnx", "poselib", "evo", "rosbags",
+)
 
 
 def revision() -> str:
@@ -42,4 +45,4 @@ def machine() -> dict[str, object]:
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return {"processor": name, "cores": len(os.sched_getaffinity(0)), "system": system}
+    return {"processor": name, "cores": usable_cores(), "system": system}

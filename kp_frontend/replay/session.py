@@ -23,8 +23,8 @@ from kp_frontend.replay.report import Recording, write_report
 from kp_frontend.replay.result import RunResult
 from kp_frontend.replay.summary import Evaluation, accuracy_rows, cost_rows, table, write_json
 from kp_frontend.replay.trajectory import write_tum
-from kp_frontend.terminal import table_console
-from kp_frontend.tracking import load_tracker
+from kp_frontend.terminal import show_line, table_console
+from kp_frontend.trackers import load_tracker
 
 _PLAIN_WIDTH = 240  # of tables that go to a file or a pipe
 
@@ -39,7 +39,7 @@ def replay(options: argparse.Namespace, argv: list[str]) -> list[Evaluation]:
     console = table_console(_PLAIN_WIDTH)
     with BagSequence(options.bag, _bag_options(options)) as sequence:
         for warning in sequence.warnings:
-            console.print(f"[yellow]note:[/] {warning}", highlight=False)
+            show_line(console, "note:", "yellow", warning)
         evaluations = []
         for spec in specs:
             with progress_bar(spec) as bar:
@@ -120,7 +120,7 @@ def _finish(
         console.print(table(heading, titles, rows, console.width))
     for entry in evaluations:
         for text in _remarks(entry):
-            console.print(f"[yellow]{entry.run.features}:[/] {text}", highlight=False)
+            show_line(console, f"{entry.run.features}:", "yellow", text)
     content = {
         "recording": {"bag": str(options.bag), "mode": sequence.mode, "frames": len(sequence),
                       "seconds": recording.seconds, "topics": vars(sequence.topics), "warnings": sequence.warnings},

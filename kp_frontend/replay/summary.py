@@ -31,9 +31,10 @@ class Percentiles:
     p99: float = NAN
 
     @classmethod
-    def of(cls, values: np.ndarray | None) -> Percentiles:
+    def of(cls, values: Sequence[float] | np.ndarray | None) -> Percentiles:
         """Of the finite `values`."""
-        finite = values[np.isfinite(values)] if values is not None else np.zeros(0)
+        times = np.asarray([] if values is None else values, float)
+        finite = times[np.isfinite(times)]
         return cls(*(float(value) for value in np.percentile(finite, (50, 90, 99)))) if len(finite) else cls()
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kp_frontend.errors import InputError
 from kp_frontend.progress import Progress
 from kp_frontend.replay.summary import Percentiles
@@ -147,5 +145,5 @@ def _enough(times: Sequence[Mapping[str, float]], repeats: int) -> bool:
 
 
 def _figures(row: Row, facts: Facts, times: Sequence[Mapping[str, float]]) -> ModelFigures:
-    parts = {name: Percentiles.of(np.array([each[name] for each in times])) for name in times[0]}
+    parts = {name: Percentiles.of([each[name] for each in times]) for name in times[0]}
     return ModelFigures(row, facts, parts.pop("whole"), parts, len(times))

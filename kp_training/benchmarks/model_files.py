@@ -14,9 +14,6 @@ from kp_frontend.progress import Progress
 from kp_frontend.resources import find_resource, model_names
 from kp_training.methods import METHODS
 
-PRECISIONS = CHOICES["precision"]
-PROFILES = CHOICES["profile"]
-
 
 @dataclass(frozen=True)
 class Subject:
@@ -61,7 +58,7 @@ REFERENCE = Variant("fp32")
 def default_subjects() -> list[str]:
     """Names of all models that ship, without those that are a precision of another, and SuperPoint's network."""
     names = model_names()
-    derived = {f"{name}_{precision}" for name in names for precision in PRECISIONS}
+    derived = {f"{name}_{precision}" for name in names for precision in CHOICES["precision"]}
     return [*(name for name in names if name not in derived), "superpoint"]
 
 

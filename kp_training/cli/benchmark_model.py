@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from kp_frontend.benchmark_report import Report, add_report_options, draw_bars, show_targets
 from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.model_file import CHOICES
 from kp_frontend.progress import Progress, progress_of_parts
 from kp_frontend.terminal import table_console
 from kp_training.cli.benchmark_measured import WIDTH
+from kp_training.cli.image_size import read_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,9 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="models by name, .onnx or .ckpt files, or a method's name for its untrained network, whose time is right "
         "and whose accuracy means nothing; default: every model that ships, and superpoint")
     add("--backends", nargs="+", metavar="B", default=[], help="default: all that run here")
-    add("--precisions", nargs="+", default=("fp32", "fp16", "int8"), choices=("fp32", "fp16", "int8"),
+    add("--precisions", nargs="+", default=CHOICES["precision"], choices=CHOICES["precision"],
         help="files that do not ship are exported from NAME.ckpt beside NAME.onnx (default: all)")
-    add("--profiles", nargs="+", default=("dense", "sparse"), choices=("dense", "sparse"), help="default: both")
+    add("--profiles", nargs="+", default=CHOICES["profile"], choices=CHOICES["profile"], help="default: both")
     add("--sizes", nargs="+", metavar="HxW", default=["480x640"], help="of the images (default 480x640)")
     add("--top-k", nargs="+", type=int, metavar="K", default=[1000], help="points (default 1000)")
     add("--pairs", type=int, default=18, help="of photographs, for the accuracy; 0 = none (default %(default)s)")
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace, argv: Sequence[str]) -> int:
     from kp_training.benchmarks.model_goals import judge
     from kp_training.benchmarks.model_process import Processes
 
-    report, sizes = Report(options), [_size(text) for text in options.sizes]
+    report, sizes = Report(options), [read_size("--sizes", text) for text in options.sizes]
     _check(options)
     subjects, refused = [find_subject(name) for name in options.features or _default()], []
     console = table_console(WIDTH)
@@ -96,13 +97,6 @@ def _check(options: argparse.Namespace) -> None:
                                  ("--top-k", min(options.top_k), 1)):
         if value < least:
             raise InputError(f"{option} {value}: expected {least} or more")
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
-    if found is None:
-        raise InputError(f"--sizes {text}: expected HEIGHTxWIDTH, as in 480x640")
-    return int(found[1]), int(found[2])
 
 
 def _any_file(subjects: Sequence[Subject]) -> Path:

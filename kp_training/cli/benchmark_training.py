@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.progress import progress_of_parts
 from kp_frontend.terminal import table_console
 from kp_training.cli.benchmark_measured import WIDTH, measure_all
+from kp_training.cli.image_size import read_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +70,7 @@ def _cases(options: argparse.Namespace, refused: list[str]) -> list[Case]:
     for method in options.methods:
         if method not in METHODS:
             raise unknown_name("method", method, METHODS)
-    size = _size(options.size)
+    size = dict(zip(("height", "width"), read_size("--size", options.size))) if options.size else {}
     data = tuple(options.data) or (f"photos:{photographs()}", "rooms:1")
     cases = []
     for method in options.methods or METHODS:
@@ -98,15 +98,6 @@ def _networks(method: str, wanted: str | None, refused: list[str]) -> list[dict[
         refused.append(f"{method}: has no choice of network")
         return []
     return [{}]
-
-
-def _size(text: str | None) -> dict[str, int]:
-    if text is None:
-        return {}
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if found is None:
-        raise InputError(f"--size {text}: expected HEIGHTxWIDTH, as in 240x320")
-    return {"height": int(found[1]), "width": int(found[2])}
 
 
 def table(measured: Sequence[Figures]) -> Table:

@@ -17,7 +17,7 @@ from kp_frontend.errors import InputError
 from kp_frontend.progress import progress_bar
 from kp_frontend.resources import find_resource, make_folders
 from kp_frontend.terminal import table_console
-from kp_training.cli.export import read_size
+from kp_training.cli.image_size import read_size
 
 _WIDE = 150
 _DAYS = 30.0

@@ -9,14 +9,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import cv2
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from kp_frontend.benchmark_report import write_figures
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.model_file import CHOICES, ModelMetadata
+from kp_training.cli.image_size import read_size
+
+if TYPE_CHECKING:
+    from kp_training.runs import Run
 
 TOP_K = 1000
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
     if options.output.suffix == ".ckpt":
         return _write_weights(options)
-    from kp_training.export.calibration import calibration_images
+    from kp_training.export.images import calibration_images, check_images
     from kp_training.export.onnx import export_onnx
 
     source = _published(options) if options.method else _trained(options.run)
@@ -102,7 +103,9 @@ def _figures(figures: Mapping[str, float]) -> str:
     words = {"difference": "differs by {:.1e} of the largest value", "difference_rms": "{:.1e} RMS",
              "scores": "scores by {:.1e}", "within_pixel": "{:.1%} of the keypoints within 1 px",
              "cosine": "median cosine of descriptors {:.5f}"}
-    return ", ".join(words[name].format(value) for name, value in figures.items())
+    said = ", ".join(words[name].format(value) for name, value in figures.items())
+    compared = "scores" not in figures or "within_pixel" in figures
+    return said if compared else f"{said}; places of keypoints not compared, too few have scores that tell them apart"
 
 
 @dataclass(frozen=True)
@@ -125,24 +128,29 @@ def _trained(path: Path) -> Source:
     if stage.name != run.stages[-1].name:
         raise InputError(f"{path} is of stage {stage.name!r}, before the last ({run.stages[-1].name!r}); "
                          f"finish the run first: train --resume {run.folder}")
-    metrics = run.metrics().get(stage.name, {}) | {"steps": float(checkpoint["global_step"])}
+    metrics = _metrics(run, checkpoint) | {"steps": float(checkpoint["global_step"])}
     return Source(run.name, run.method, network, metrics, ", ".join(_without_folders(spec) for spec in run.data))
 
 
+def _metrics(run: Run, checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """Of the stage of `checkpoint`: its own, where it holds the weights alone, or those of the run's folder."""
+    return checkpoint.get("metrics") or run.metrics().get(checkpoint["kp_training"]["stage"], {})
+
+
 def _write_weights(options: argparse.Namespace) -> int:
-    """The averaged weights of a run, without what only resuming needs, and without folders of this machine."""
-    from kp_training.runs import load_checkpoint, write_checkpoint
+    """The averaged weights and the metrics of a run, without what only resuming needs or folders of this machine."""
+    from kp_training.runs import load_checkpoint, open_run, write_checkpoint
     from kp_training.weights import trained_weights
 
     if options.method:
         raise InputError("--output FILE.ckpt writes the weights of a run; leave --method out")
     checkpoint = load_checkpoint(options.run)
-    about = checkpoint["kp_training"]
+    about, metrics = checkpoint["kp_training"], _metrics(open_run(options.run), checkpoint)
     about["data"] = [_without_folders(spec) for spec in about["data"]]
     about["init"] = about["init"] and Path(about["init"]).name
     weights = {f"network.{name}": values for name, values in trained_weights(checkpoint).items()}
-    write_checkpoint({"kp_training": about, "global_step": checkpoint["global_step"], "state_dict": weights},
-                     options.output)
+    write_checkpoint({"kp_training": about, "global_step": checkpoint["global_step"], "metrics": metrics,
+                      "state_dict": weights}, options.output)
     print(f"{options.output}: {about['method']}, stage {about['stage']}, {options.output.stat().st_size / 1e6:.2f} MB; "
           f"start from it with: python -m kp_training train --init {options.output} …")
     return 0
@@ -194,28 +202,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", default="", help="what it was trained on, for the metadata; default: the data specs")
     add("--json", type=Path, metavar="FILE", help="write the figures of the check there")
     return parser
-
-
-def read_size(option: str, text: str) -> tuple[int, int]:
-    """Height and width of ``480x640``; InputError, naming `option`, for anything else."""
-    sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in text.split("x")]
-    if len(sides) != 2 or min(sides) < 1:
-        raise InputError(f"{option} {text}: expected HEIGHTxWIDTH, as in 480x640")
-    return sides[0], sides[1]
-
-
-def check_images(folder: Path | None, count: int = 4) -> list[np.ndarray]:
-    """Images of different sizes to compare on, H×W×3 BGR uint8: the first of a folder, or scikit-image's."""
-    if folder is not None:
-        from kp_training.data.photos import PhotoFolder
-
-        photos = PhotoFolder(folder)
-        chosen = [photos[index] for index in range(min(count, len(photos)))]
-    else:
-        from skimage import data
-
-        chosen = [cv2.cvtColor(data.astronaut(), cv2.COLOR_RGB2BGR), cv2.cvtColor(data.camera(), cv2.COLOR_GRAY2BGR)]
-    return [*chosen, cv2.resize(chosen[0], (320, 256))]
 
 
 def _without_folders(spec: str) -> str:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -28,8 +27,6 @@ FEATURES, TIMED = ("kp2d_compact", "superpoint"), "superpoint"
 GPU_BACKENDS, REFERENCE = ("tensorrt", "cuda", "pytorch"), "onnxruntime"
 LABEL, GOAL = "fp16 sparse", 1.0
 """Files whose time on the GPU is judged, and the most milliseconds from image to features."""
-PACKAGES = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "onnxruntime", "torch",
-            "openvino", "onnx")
 _HOUR = 3600
 
 
@@ -91,25 +88,15 @@ def _gpu() -> tuple[Gpu | None, str]:
 
 
 def _machine(gpu: Gpu | None, reason: str) -> Part:
-    versions, host = _versions(), provenance.machine()
+    versions, host = provenance.versions(), provenance.machine()
     about = f"{gpu.name}, SM {gpu.sm}, CUDA {gpu.cuda}, {gpu.driver or 'driver unknown'}" if gpu else reason
     lines = (
         f"- GPU: {about}",
         f"- CPU: {host['processor']}, {host['cores']} cores, {host['system']}",
         f"- {', '.join(f'{name} {version}' for name, version in versions.items())}",
-        f"- kp_frontend {kp_frontend.__version__}, revision {provenance.revision() or 'unknown'}",
+        f"- revision {provenance.revision() or 'unknown'}",
     )
     return Part("Machine", lines, figures={"packages": versions})
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _tests(title: str, options: argparse.Namespace) -> Part:

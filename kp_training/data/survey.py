@@ -105,11 +105,12 @@ def _image_files(folder: Path) -> Iterator[ImageFile]:
 
 def _check_all(folder: Path, files: list[ImageFile]) -> list[str]:
     """Why each file cannot be used, "" where it can."""
+    from rich.markup import escape
     from rich.progress import Progress
 
     start, reasons = time.monotonic(), []
     bar = Progress(transient=True)
-    task = bar.add_task(f"checking {folder.name}", total=len(files))
+    task = bar.add_task(f"checking {escape(folder.name)}", total=len(files))
     try:
         with ThreadPoolExecutor() as pool:  # OpenCV decodes without the interpreter's lock
             for reason in pool.map(lambda file: _fault(folder / file.name), files):

@@ -80,7 +80,7 @@ def print_table(outcome: Outcome, data: str) -> None:
 def show_table(title: str, table: Table, lines: Iterable[str], width: int) -> None:
     """A table under its title, and `lines` that explain it; `width`: in characters, where there is no terminal."""
     console = table_console(width)
-    console.print(f"\n[bold]{title}[/]", highlight=False, soft_wrap=True)
+    console.print(f"\n{title}", highlight=False, soft_wrap=True, style="bold")
     console.print(table)
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, style="dim")

@@ -26,6 +26,7 @@ from kp_frontend.sparse import model_outputs
 from kp_training.deployment import TorchEngine
 from kp_training.export.checks import BOUNDS, Sample, figures_of
 from kp_training.export.half import Half
+from kp_training.export.lengths import spell_out_lengths
 from kp_training.export.sparse import sparse_module
 
 OPSET = 18  # opset-20 GridSample gives wrong values on TensorRT 10.13
@@ -58,20 +59,28 @@ def export_onnx(
     reference = TorchEngine(module, plain, outputs, torch.device("cpu"))
     compared = [TorchEngine(network, plain, outputs, torch.device("cpu"))] if network is not module else []
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path)
     with written_whole(path) as beside:
         trace(network, metadata, beside, example)
         if metadata.precision == "int8":
             _quantize(beside, metadata, _samples(calibration, metadata, points))
-        _describe(beside, metadata)
+        describe(beside, metadata)
         bounds = BOUNDS[metadata.precision]
         figures = figures_of([*compared, load(Request(beside))], reference, samples, bounds.margin)
         broken = bounds.broken(figures)
         if broken:
             raise InputError(f"{path} not written: on images it differs from PyTorch ({broken}); "
                              f"{ADVICE[metadata.precision]}")
-        _describe(beside, replace(metadata, checks=figures))
+        describe(beside, replace(metadata, checks=figures))
     return figures
+
+
+def _make_folder(path: Path) -> None:
+    """The folder of `path`, if there is none; InputError where there cannot be one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} could not be written ({error.strerror}); give another place") from error
 
 
 def check_size(metadata: ModelMetadata) -> None:
@@ -135,10 +144,12 @@ def trace(network: nn.Module, metadata: ModelMetadata, path: Path, example: Sequ
         warnings.simplefilter("ignore")
         torch.onnx.export(network.eval(), inputs, str(path), input_names=names, output_names=list(outputs),
                           dynamic_axes=_dynamic_axes(metadata, names, outputs), opset_version=OPSET, dynamo=False)
+    model = onnx.load(str(path))
+    spell_out_lengths(model.graph)
     if metadata.height:
-        model = onnx.load(str(path))
         _fix_size(model.graph, metadata)
-        onnx.save(onnx.shape_inference.infer_shapes(model, data_prop=True), str(path))
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    onnx.save(model, str(path))
 
 
 def _dynamic_axes(
@@ -166,8 +177,8 @@ def _quantize(path: Path, metadata: ModelMetadata, samples: Sequence[Sample]) ->
         quantize(source, path, [sample.inputs(metadata) for sample in samples], metadata)
 
 
-def _describe(path: Path, metadata: ModelMetadata) -> None:
-    """Put the metadata into the file."""
+def describe(path: Path, metadata: ModelMetadata) -> None:
+    """Put the metadata into an ONNX file, which is checked."""
     import onnx
 
     model = onnx.load(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kp_frontend.engines.base import EngineLost, Request, Unavailable, check_graph, check_image
+from kp_frontend.engines.base import EngineLost, Request, Unavailable, check_graph, check_input
 from kp_frontend.engines.pytorch.graph import Call, Graph, plan, read_graph, run
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import ModelMetadata, read_metadata
 
 Arrays = Mapping[str, np.ndarray]
+_LOG = logging.getLogger(__name__)
 
 
 class Network:
@@ -86,10 +88,11 @@ class PyTorchEngine:
         self._network, self._device = Network(graph, device), device
         self._sizes: list[tuple[int, ...]] = []
         self._capture: Capture | None = None
+        self._captures = True  # until one fails
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
         """See `engines.Engine.run`."""
-        check_image(image, self.metadata)
+        check_input(image, self.metadata)
         with _gpu_errors(EngineLost, self._device), torch.inference_mode(), _exact():
             return dict(zip(self.outputs, self._run({"image": image, **points})))
 
@@ -103,14 +106,27 @@ class PyTorchEngine:
 
     def _run(self, inputs: Arrays) -> list[np.ndarray]:
         sizes = [values.shape for values in inputs.values()]
-        if sizes != self._sizes or self._device.type == "cpu":
+        if sizes != self._sizes:
             # A size may come but once: where points are an input, their number changes with every image.
             self._sizes, self._capture = sizes, None
-            results = self._network({name: _tensor(values).to(self._device) for name, values in inputs.items()})
-            return [values.cpu().contiguous().numpy() for values in results]
-        if self._capture is None:
-            self._capture = Capture(self._network, inputs)
-        return self._capture.run(inputs)
+        elif self._capture is None and self._captures and self._device.type == "cuda":
+            self._capture = self._captured(inputs)
+        if self._capture is not None:
+            return self._capture.run(inputs)
+        results = self._network({name: _tensor(values).to(self._device) for name, values in inputs.items()})
+        return [values.cpu().contiguous().numpy() for values in results]
+
+    def _captured(self, inputs: Arrays) -> Capture | None:
+        """The network as a CUDA graph; None, and so slower, where that cannot be."""
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream(self._device)):  # a capture that fails leaves another one
+                return Capture(self._network, inputs)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # a GPU that is lost fails in the next call, too
+            self._captures = False
+            _LOG.warning("%s runs without CUDA graph (%s)", self.backend, str(error).strip().partition("\n")[0])
+            return None
 
 
 def _tensor(values: np.ndarray) -> Tensor:
@@ -157,8 +173,7 @@ def open_file(request: Request) -> PyTorchEngine:
     engine = PyTorchEngine(graph, metadata, device)
     height, width = request.height or metadata.height, request.width or metadata.width
     if device.type == "cuda" and height and width and graph.inputs == ("image",):
-        multiple = metadata.size_multiple
-        engine.warm_up(-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+        engine.warm_up(*metadata.padded(height, width))
     return engine
 
 

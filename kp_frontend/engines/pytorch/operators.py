@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,9 @@ def _pad(data: Tensor, pads: list[int], value: float | None = None, axes: list[i
     return F.pad(data, _innermost_first(before[-inner:], after[-inner:]), {"edge": "replicate"}.get(mode, mode))
 
 
+_LINEAR = ("half_pixel", "pytorch_half_pixel", "align_corners")
+
+
 def _resize(data: Tensor, roi=None, scales: list[float] | None = None, sizes: list[int] | None = None, mode="nearest",
             coordinate_transformation_mode="half_pixel", nearest_mode="round_prefer_floor", **others) -> Tensor:
     """By one of the pairs of modes that PyTorch has too; other attributes do nothing in these."""
@@ -100,9 +104,6 @@ def _resize(data: Tensor, roi=None, scales: list[float] | None = None, sizes: li
     else:
         target = {"scale_factor": scales[2:], "recompute_scale_factor": False}  # type: ignore[index]
     return F.interpolate(data, mode=kind, align_corners=None if kind == "nearest" else align, **target)
-
-
-_LINEAR = ("half_pixel", "pytorch_half_pixel", "align_corners")
 
 
 def _grid_sample(data: Tensor, grid: Tensor, mode="bilinear", padding_mode="zeros", align_corners=0) -> Tensor:
@@ -246,14 +247,18 @@ def _only(holds: bool, what: str) -> None:
         raise Unavailable(f"not known: {what}; take another backend")
 
 
+def _each(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
+    return Operator(lambda *values: functools.reduce(function, values))
+
+
 OPERATORS: dict[str, Operator] = {
     # arithmetic
     "Add": Operator(torch.add), "Sub": Operator(torch.sub), "Mul": Operator(torch.mul), "Div": Operator(_divide),
     "Mod": Operator(_modulo), "Pow": Operator(torch.pow), "Neg": Operator(torch.neg), "Abs": Operator(torch.abs),
     "Sqrt": Operator(torch.sqrt), "Exp": Operator(torch.exp), "Log": Operator(torch.log),
     "Reciprocal": Operator(torch.reciprocal), "Floor": Operator(torch.floor), "Ceil": Operator(torch.ceil),
-    "Round": Operator(torch.round), "Max": Operator(lambda *values: _fold(torch.maximum, values)),
-    "Min": Operator(lambda *values: _fold(torch.minimum, values)), "Clip": Operator(_clip, plain=(1, 2)),
+    "Round": Operator(torch.round), "Max": _each(torch.maximum),
+    "Min": _each(torch.minimum), "Clip": Operator(_clip, plain=(1, 2)),
     "MatMul": Operator(torch.matmul),
     # comparison
     "Equal": Operator(torch.eq), "Greater": Operator(torch.gt), "Less": Operator(torch.lt),
@@ -295,10 +300,3 @@ OPERATORS: dict[str, Operator] = {
     "QuantizeLinear": Operator(_quantize), "DequantizeLinear": Operator(_dequantize),
 }
 """Operator's name in ONNX → its function."""
-
-
-def _fold(function: Callable[[Tensor, Tensor], Tensor], values: Sequence[Tensor]) -> Tensor:
-    result = values[0]
-    for value in values[1:]:
-        result = function(result, value)
-    return result

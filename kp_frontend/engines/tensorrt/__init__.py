@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kp_frontend.engines.base import Request, Unavailable
-from kp_frontend.engines.cuda_driver import Driver, open_driver
+from kp_frontend.engines.cuda_driver import CudaError, Driver, open_driver
 from kp_frontend.engines.tensorrt.cache import BuildOptions, build_engine, find
 from kp_frontend.engines.tensorrt.engine import TensorrtEngine
 from kp_frontend.engines.tensorrt.library import Target, import_library, target_of
@@ -30,7 +30,10 @@ def load(request: Request, trt: Any = None, driver: Driver | None = None) -> Ten
     Raises Unavailable where there is no GPU, no TensorRT or no engine yet, InputError for a file that is not ours.
     """
     driver = driver or open_driver()
-    driver.use()
+    try:
+        driver.use()
+    except CudaError as error:
+        raise Unavailable(f"the GPU is lost ({error}); nvidia-smi shows how it is") from error
     trt = trt or import_library()
     target = target_of(trt, driver)
     if request.path.suffix == ".engine":
@@ -40,6 +43,8 @@ def load(request: Request, trt: Any = None, driver: Driver | None = None) -> Ten
     if place is not None:
         try:
             return _open(place, trt, driver)
+        except Unavailable:  # the GPU's fault, or its memory's: the engine is good
+            raise
         except InputError as error:
             _LOG.warning("%s", error)
             place.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kp_frontend.atomic import written_whole
 from kp_frontend.engines.base import Unavailable, check_graph
-from kp_frontend.engines.tensorrt.library import last_error, logger_of, out_of_memory
+from kp_frontend.engines.tensorrt.library import forget_errors, last_error, logger_of, out_of_memory
 from kp_frontend.engines.tensorrt.progress import monitor
 from kp_frontend.engines.tensorrt.sizes import Sizes
 from kp_frontend.model_file import ModelMetadata
@@ -53,6 +53,7 @@ def build_plan(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _not_built(trt, path)
+    forget_errors(trt)  # kernels that were tried and failed are none of the engine's
     if keep_timings is not None:
         keep_timings()
     return bytes(plan)

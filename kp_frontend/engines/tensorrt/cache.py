@@ -23,7 +23,7 @@ from kp_frontend.progress import Progress
 from kp_frontend.resources import cache_folder
 
 _LOG = logging.getLogger(__name__)
-_SUFFIX = ".engine"
+_SUFFIX, _LOCK = ".engine", ".lock"
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,6 @@ def clean(older_than: float) -> list[Path]:
             path.unlink(missing_ok=True)
             gone.append(path)
     return gone
-
-
-_LOCK = ".lock"
 
 
 @contextmanager

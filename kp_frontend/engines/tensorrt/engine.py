@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from kp_frontend.engines.base import EngineLost, Unavailable, check_image
+from kp_frontend.engines.base import EngineLost, Unavailable, check_input
 from kp_frontend.engines.cuda_driver import Buffer, CudaError, Driver, Graph, OutOfMemory, Stream
 from kp_frontend.engines.tensorrt.library import last_error, logger_of, out_of_memory
 from kp_frontend.engines.tensorrt.plan_file import Header
+from kp_frontend.errors import InputError
 from kp_frontend.model_file import ModelMetadata
 from kp_frontend.sparse import model_outputs
 
@@ -35,17 +36,18 @@ class TensorrtEngine:
     """A loaded plan; see `engines.Engine`.
 
     trt: TensorRT's module.  header, plan: of an engine file for this machine.  metadata: of the model.
-    Raises Unavailable where TensorRT does not take the plan, or the GPU has not memory enough.
+    sizes: of the images that it runs.
+    Raises InputError where TensorRT does not take the plan, Unavailable where the GPU is lost or has not memory enough.
     """
 
     def __init__(self, trt: Any, driver: Driver, header: Header, plan: bytes, metadata: ModelMetadata) -> None:
         self._trt, self._driver, self._header, self.metadata = trt, driver, header, metadata
-        self.backend = f"{trt.__name__} ({driver.gpu.name})"
+        self.backend, self.sizes = f"{trt.__name__} ({driver.gpu.name})", header.recipe.sizes
         try:
             driver.use()
             self._stream = Stream(driver)
             self._runtime = trt.Runtime(logger_of(trt))
-            self._engine = self._made(self._runtime.deserialize_cuda_engine(plan))
+            self._engine = self._made(self._runtime.deserialize_cuda_engine(plan), InputError)
             self._context = self._made(self._engine.create_execution_context())
             names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
             self._tensors = {name: self._tensor(name) for name in names}
@@ -61,8 +63,8 @@ class TensorrtEngine:
         self._runs = 0
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
-        """See `engines.Engine.run`; Unavailable for a size that it was not built for, or has no memory for."""
-        check_image(image, self.metadata)
+        """See `engines.Engine.run`; Unavailable for a size that it was not built for."""
+        check_input(image, self.metadata)
         inputs = {"image": image, **points}
         try:
             self._driver.use()
@@ -73,7 +75,7 @@ class TensorrtEngine:
                 np.copyto(self._tensors[name].view, values)
             self._execute()
         except OutOfMemory as error:
-            raise Unavailable(f"the GPU has no memory left for {self._said(inputs)} ({error}): {_ADVICE}") from error
+            raise EngineLost(f"the GPU has no memory left for {self._said(inputs)} ({error}): {_ADVICE}") from error
         except CudaError as error:
             raise EngineLost(f"{self.backend}: {error}") from error
         return {name: self._tensors[name].view.astype(np.float32, copy=False) for name in self.outputs}
@@ -138,15 +140,17 @@ class TensorrtEngine:
         buffer = Buffer(self._driver, _TYPES[kind].itemsize)
         return _Tensor(_TYPES[kind], buffer, buffer.host.view(_TYPES[kind]))
 
-    def _made(self, part: Any) -> Any:
-        """`part`, where TensorRT gave one."""
+    def _made(self, part: Any, refused: type[InputError] = Unavailable) -> Any:
+        """`part`, where TensorRT gave one; `refused`, where neither the GPU nor its memory is to blame."""
         if part is None:
-            raise self._unavailable(last_error(self._trt, "emory"))
+            self._stream.synchronize()  # a GPU that is gone says so
+            reason = last_error(self._trt, "emory")
+            raise self._unavailable(reason, Unavailable if out_of_memory(reason) else refused)
         return part
 
-    def _unavailable(self, reason: str) -> Unavailable:
+    def _unavailable(self, reason: str, kind: type[InputError] = Unavailable) -> InputError:
         advice = _ADVICE if out_of_memory(reason) else "build it anew with build_engine"
-        return Unavailable(f"the engine of {self._header.model} cannot be loaded ({reason}): {advice}")
+        return kind(f"the engine of {self._header.model} cannot be loaded ({reason}): {advice}")
 
     def _said(self, inputs: Mapping[str, np.ndarray]) -> str:
         height, width = inputs["image"].shape[2:]

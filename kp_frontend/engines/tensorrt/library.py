@@ -80,10 +80,14 @@ def logger_of(trt: Any) -> Any:
 
 def last_error(trt: Any, what: str = "") -> str:
     """What TensorRT has said of its last failure, the line with `what` first; forgotten then."""
-    errors = logger_of(trt).errors
-    said = sorted(errors, key=lambda text: what not in text)
-    errors.clear()
+    said = sorted(logger_of(trt).errors, key=lambda text: what not in text)
+    forget_errors(trt)
     return said[0] if said else "TensorRT gives no reason"
+
+
+def forget_errors(trt: Any) -> None:
+    """What TensorRT has said up to now has no consequence."""
+    logger_of(trt).errors.clear()
 
 
 def out_of_memory(reason: str) -> bool:

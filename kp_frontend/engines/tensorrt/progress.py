@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from kp_frontend.progress import Progress
@@ -12,27 +13,30 @@ TOTAL = 1000
 class Phases:
     """TensorRT's phases, each a step of another, as one share of the whole that never falls.
 
-    progress: told `TOTAL`'s share, when it grows.
+    progress: told `TOTAL`'s share, when it grows.  Safe to call from several threads, as TensorRT does.
     """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._phases: dict[str, list] = {}  # name → parent's name, steps, steps done
-        self._told = 0
+        self._told, self._lock = 0, threading.Lock()
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase of so many steps begins, within a step of `parent`."""
-        self._phases[name] = [parent, max(steps, 1), 0]
+        with self._lock:
+            self._phases[name] = [parent, max(steps, 1), 0]
 
     def step(self, name: str, step: int) -> None:
         """That step, counted from 0, is done."""
-        if name in self._phases:
-            self._phases[name][2] = step + 1
-        self._tell()
+        with self._lock:
+            if name in self._phases:
+                self._phases[name][2] = step + 1
+            self._tell()
 
     def finish(self, name: str) -> None:
         """A phase is over."""
-        self._phases.pop(name, None)
+        with self._lock:
+            self._phases.pop(name, None)
 
     def _tell(self) -> None:
         roots = [name for name, (parent, _, _) in self._phases.items() if parent is None]

@@ -57,7 +57,7 @@ def choose_sizes(
     Raises InputError where the file is of another fixed size, or the sizes are in no order.
     """
     only = (metadata.height, metadata.width)
-    given = [_padded(value, metadata) for value in (size, smallest, largest) if value and value != (0, 0)]
+    given = [metadata.padded(*value) for value in (size, smallest, largest) if value and value != (0, 0)]
     if metadata.height:
         if any(value != only for value in given):
             raise InputError(f"the model was exported for {as_text(only)} only, not for {as_text(given[0])}; export it "
@@ -65,11 +65,6 @@ def choose_sizes(
         return Sizes(only, only, only)
     known = size != (0, 0)
     low, high = smallest or (size if known else _SMALLEST), largest or (size if known else _LARGEST)
-    low, high = _padded(low, metadata), _padded(high, metadata)
+    low, high = metadata.padded(*low), metadata.padded(*high)
     usual = size if known else (min(max(_USUAL[0], low[0]), high[0]), min(max(_USUAL[1], low[1]), high[1]))
-    return Sizes(low, _padded(usual, metadata), high)
-
-
-def _padded(size: Size, metadata: ModelMetadata) -> Size:
-    multiple = metadata.size_multiple
-    return size[0] + -size[0] % multiple, size[1] + -size[1] % multiple
+    return Sizes(low, metadata.padded(*usual), high)

@@ -14,7 +14,7 @@ from kp_frontend.extractors import TRACKERS, Extractor, parse_spec
 from kp_frontend.features import Features
 from kp_frontend.geometry import absolute_pose, depth_at, unproject
 from kp_frontend.matching import match
-from kp_frontend.tracking import Tracker, load_tracker
+from kp_frontend.trackers import Tracker, load_tracker
 from kp_training.evaluation.homography import cached_extractor
 from kp_training.evaluation.relative_pose.metrics import (
     direction_error,

@@ -14,7 +14,7 @@ from kp_frontend.extractors.base import check_image
 from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.images import to_gray
 from kp_frontend.stereo import refine_disparities, search_rows
-from kp_frontend.tracker import Seen, Tracked, Tracker, TrackerConfig
+from kp_frontend.trackers.base import Seen, Tracked, Tracker, TrackerConfig
 
 FLOW = "gftt_lk"
 

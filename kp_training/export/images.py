@@ -1,4 +1,4 @@
-"""Images that the ranges of an int8 network are taken from."""
+"""Images that an export is calibrated and checked on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import cv2
 import numpy as np
 
 from kp_frontend.errors import InputError
+from kp_training.data.photos import PhotoFolder
 from kp_training.data.survey import read_photo, survey
 
 COUNT = 32
 LONGEST = 640
 """Pixels of the longer side, at most: larger images cost memory and show no other ranges."""
 PHOTOGRAPHS = ("brick", "chelsea", "coffee", "coins", "grass", "gravel", "rocket")
-"""Of scikit-image's, which it comes with; those that exports are checked on are not among them."""
+"""Of scikit-image's, which it comes with; those of `check_images` are not among them."""
 
 
 def calibration_images(folder: Path | None) -> list[np.ndarray]:
-    """H×W×3 BGR uint8: COUNT images spread over `folder`, or PHOTOGRAPHS where none is given.
+    """Images that int8 ranges are taken from, H×W×3 BGR uint8: COUNT spread over `folder`; without one, PHOTOGRAPHS.
 
     Raises InputError where the folder is missing or holds no usable image.
     """
@@ -43,3 +44,15 @@ def calibration_images(folder: Path | None) -> list[np.ndarray]:
 def _smaller(image: np.ndarray) -> np.ndarray:
     scale = LONGEST / max(image.shape[:2])
     return image if scale >= 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+def check_images(folder: Path | None, count: int = 4) -> list[np.ndarray]:
+    """Images of different sizes to compare on, H×W×3 BGR uint8: the first of a folder, or scikit-image's."""
+    if folder is not None:
+        photos = PhotoFolder(folder)
+        chosen = [photos[index] for index in range(min(count, len(photos)))]
+    else:
+        from skimage import data
+
+        chosen = [cv2.cvtColor(data.astronaut(), cv2.COLOR_RGB2BGR), cv2.cvtColor(data.camera(), cv2.COLOR_GRAY2BGR)]
+    return [*chosen, cv2.resize(chosen[0], (320, 256))]

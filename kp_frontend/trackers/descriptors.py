@@ -1,4 +1,4 @@
-"""Features that keep their identity from frame to frame: by descriptors, or by optical flow."""
+"""An extractor's features, matched by descriptor to those of the frames before."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from kp_frontend.extractors import load_extractor
 from kp_frontend.extractors.base import Extractor
-from kp_frontend.extractors.options import parse_spec
 from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.images import to_gray
 from kp_frontend.matching import match
-from kp_frontend.optical_flow import FLOW, FlowOptions, FlowTracker
-from kp_frontend.settings import read_settings
 from kp_frontend.stereo import refine_disparities
-from kp_frontend.tracker import Seen, Tracked, Tracker, TrackerConfig
+from kp_frontend.trackers.base import Seen, Tracked, Tracker, TrackerConfig
 
 LEAST_RADIUS = 0.02  # of the longer side: narrower is not faster
 
@@ -143,19 +139,3 @@ class DescriptorTracker(Tracker):
 def _empty_bank(features: Features) -> _Bank:
     none = Features.empty(features.descriptors.shape[1], features.metric)
     return _Bank(none, Tracks.empty(), np.zeros((0, 2), np.float32), np.zeros(0, np.int32), np.zeros(0, np.int64))
-
-
-def load_tracker(
-    spec: str, top_k: int = 1000, backend: str = "auto", config: TrackerConfig | None = None, threads: int = 0
-) -> Tracker:
-    """The tracker that a features spec asks for; InputError where the spec is wrong.
-
-    ``gftt_lk`` is optical flow and takes TrackerConfig's fields as options (``gftt_lk:flow_window=31``) and top_k;
-    anything else is an extractor whose features are matched by descriptor.  threads: see `load_extractor`.
-    """
-    name, options = parse_spec(spec)
-    if name != FLOW:
-        return DescriptorTracker(load_extractor(spec, top_k=top_k, backend=backend, threads=threads), config)
-    chosen = read_settings(FLOW, FlowOptions, {"top_k": top_k, **vars(config or TrackerConfig()), **options})
-    values = vars(chosen).copy()
-    return FlowTracker(top_k=values.pop("top_k"), config=TrackerConfig(**values))
