@@ -152,10 +152,15 @@ def draw_bars(axes: Any, rows: Mapping[str, Mapping[str, float]], title: str) ->
         values = [row.get(part, 0.0) for row in rows.values()]
         axes.barh(list(rows), values, left=list(left.values()), label=part, height=0.7)
         left = {name: begin + value for (name, begin), value in zip(left.items(), values)}
+    frame_rows(axes, len(rows), title)
+    if len(parts) > 1:
+        axes.legend(fontsize=8)
+
+
+def frame_rows(axes: Any, count: int, title: str) -> None:
+    """Title, axis in milliseconds and height of a picture with `count` rows, the first on top."""
     axes.invert_yaxis()
     axes.set_xlabel("ms")
     axes.set_title(title, loc="left")
     axes.tick_params(axis="y", labelsize=7)
-    axes.figure.set_size_inches(9, 2 + 0.22 * len(rows))
-    if len(parts) > 1:
-        axes.legend(fontsize=8)
+    axes.figure.set_size_inches(9, 2 + 0.22 * count)

@@ -47,6 +47,8 @@ def read_weights(file: Path) -> Any:
     """What a PyTorch file holds, of plain values and tensors only; InputError where it is anything else."""
     if not file.is_file():
         raise InputError(f"no weight file {file}")
+    if file.suffix in (".onnx", ".engine"):
+        raise InputError(f"{file} is a model for the runtime; give the run folder or .ckpt that it was exported from")
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:

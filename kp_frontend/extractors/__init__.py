@@ -62,5 +62,5 @@ def _model_path(name: str) -> Path:
     try:
         return find_resource("models", f"{name}.onnx")
     except InputError:
-        valid = [*EXTRACTORS, *TRACKERS, *model_names(), "a path to an .onnx file"]
+        valid = [*EXTRACTORS, *TRACKERS, *model_names(), "a path to an .onnx or .engine file"]
         raise unknown_name("features", name, valid) from None

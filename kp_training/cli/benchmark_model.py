@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kp_frontend.benchmark_report import Report, add_report_options, draw_bars, show_targets
+from kp_frontend.benchmark_report import Report, add_report_options, frame_rows, show_targets
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.model_file import CHOICES
 from kp_frontend.progress import Progress, progress_of_parts
@@ -179,7 +179,20 @@ def _short(engine: str) -> str:
 
 
 def _draw(axes: Any, measured: Sequence[ModelFigures]) -> None:
-    parts = {each.row.name: {name: part.p50 for name, part in each.parts.items()} or {"whole": each.whole.p50}
-             for each in measured}
-    draw_bars(axes, parts, "A frame, median ms")
-    axes.set_xscale("symlog", linthresh=10)
+    """A point for each frame time, and its p90: on a logarithmic axis parts of a bar would mislead."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    frames = [each for each in measured if each.row.kind != "matching"]
+    names, medians = [each.row.name for each in frames], [each.whole.p50 for each in frames]
+    axes.hlines(names, medians, [each.whole.p90 for each in frames], color="0.7", label="p90")
+    axes.plot(medians, names, "o", markersize=5, label="median")
+    for name, value in zip(names, medians):
+        axes.annotate(f"{value:.3g}", (value, name), (-6, 0), textcoords="offset points", ha="right", va="center",
+                      fontsize=7)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(min(medians) / 2, None)
+    frame_rows(axes, len(frames), "A frame, image in → keypoints and descriptors in hand")
+    axes.legend(fontsize=8)
