@@ -17,7 +17,11 @@ Draw = Callable[[Any], None]
 """Draws into matplotlib's axes."""
 SLOWER, FASTER = 1.1, 1 / 1.1
 """Ratios to the earlier run beyond which a time is shown in colour."""
-_NAMED = ("machine", "versions", "revision")
+
+
+def _origin() -> dict[str, Any]:
+    """Where figures come from."""
+    return {"machine": provenance.machine(), "versions": provenance.versions(), "revision": provenance.revision()}
 
 
 def show_targets(console: Any, targets: Mapping[str, bool]) -> None:
@@ -31,10 +35,7 @@ def write_figures(file: Path, command: Sequence[str], figures: Mapping[str, Any]
 
     Raises InputError where the file cannot be written.
     """
-    content = {
-        "command": list(command), "revision": provenance.revision(), "versions": provenance.versions(),
-        "machine": provenance.machine(), **figures,
-    }
+    content = {"command": list(command), **_origin(), **figures}
     try:
         with written_whole(file) as beside:
             beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -111,8 +112,7 @@ def show_comparison(console: Any, medians: Mapping[str, float], earlier: Mapping
         shown.add_row(name, *(f"{value:.2f}" for value in (earlier["medians"][name], medians[name], ratio)),
                       style=style)
     console.print(shown)
-    here = {"machine": provenance.machine(), "versions": provenance.versions(), "revision": provenance.revision()}
-    other = [name for name in _NAMED if earlier.get(name) != here[name]]
+    other = [name for name, value in _origin().items() if earlier.get(name) != value]
     missing = len(earlier["medians"].keys() - medians.keys())
     notes = [f"the earlier run has another {' and '.join(other)}"] * bool(other)
     notes += [f"not in this run: {missing} of its times"] * bool(missing)

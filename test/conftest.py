@@ -28,6 +28,15 @@ def file_of(tmp_path_factory):
     return written
 
 
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """The file of a tiny network, and a cache that holds no engine of it."""
+    from tiny_models import full_metadata, full_model
+
+    monkeypatch.setenv("KP_FRONTEND_CACHE", str(tmp_path / "cache"))
+    return full_model(tmp_path / "tiny.onnx", full_metadata())
+
+
 @pytest.fixture(autouse=True)
 def _threads_as_before():
     """Benchmarks set the threads of their process; with more or fewer, sums round otherwise and runs differ."""

@@ -73,12 +73,6 @@ def gpu(monkeypatch):
     return Gpu(monkeypatch)
 
 
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.setenv("KP_FRONTEND_CACHE", str(tmp_path / "cache"))
-    return full_model(tmp_path / "tiny.onnx", full_metadata())
-
-
 def opened(model):
     said, engine = Said(), open_engine(model, "onnxruntime", threads=1)
     return engine, said, watch_engine(engine, "auto", said)

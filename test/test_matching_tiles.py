@@ -43,18 +43,24 @@ def brute_force(query: Features, train: Features, radius: float, predicted: np.n
     return pairs
 
 
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("radius", [8.0, 60.0, 900.0])
-def test_bits_in_windows_match_as_by_brute_force(radius, ties):
-    rng = np.random.default_rng(int(radius) + ties)
-    query, train = make_features(rng, 90, "hamming", ties), make_features(rng, 120, "hamming", ties)
-    train.descriptors[:50] = query.descriptors[:50] ^ (rng.random((50, 13)) < 0.1)
+def matched_in_windows(rng, query, train, radius):
+    """Matches round places that fit the first 50 pairs, and those of brute force by query: the same."""
     predicted = train.keypoints.copy()
     predicted[:50] = query.keypoints[:50] + rng.normal(size=(50, 2)) * 3
     found = match(query, train, ratio=0.95, window=(radius, predicted))
     expected = brute_force(query, train, radius, predicted, 0.95)
     assert dict(zip(found.query.tolist(), found.train.tolist())) == expected
     assert len(expected) > 10
+    return found, expected
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("radius", [8.0, 60.0, 900.0])
+def test_bits_in_windows_match_as_by_brute_force(radius, ties):
+    rng = np.random.default_rng(int(radius) + ties)
+    query, train = make_features(rng, 90, "hamming", ties), make_features(rng, 120, "hamming", ties)
+    train.descriptors[:50] = query.descriptors[:50] ^ (rng.random((50, 13)) < 0.1)
+    found, _ = matched_in_windows(rng, query, train, radius)
     bits = np.unpackbits(query.descriptors[found.query] ^ train.descriptors[found.train], axis=1).sum(axis=1)
     np.testing.assert_array_equal(found.distances, bits)
 
@@ -67,12 +73,7 @@ def test_vectors_in_windows_match_as_by_brute_force(radius, buffer, monkeypatch)
     query, train = make_features(rng, 90, "l2", False), make_features(rng, 120, "l2", False)
     train.descriptors[:50] = query.descriptors[:50] + rng.normal(0, 0.02, (50, 4))
     train.descriptors[:] /= np.linalg.norm(train.descriptors, axis=1, keepdims=True)
-    predicted = train.keypoints.copy()
-    predicted[:50] = query.keypoints[:50] + rng.normal(size=(50, 2)) * 3
-    found = match(query, train, ratio=0.95, window=(radius, predicted))
-    expected = brute_force(query, train, radius, predicted, 0.95)
-    assert dict(zip(found.query.tolist(), found.train.tolist())) == expected
-    assert len(expected) > 10
+    found, expected = matched_in_windows(rng, query, train, radius)
     wanted = [distance(query, train, i, j) for i, j in expected.items()]
     np.testing.assert_allclose(found.distances, wanted, atol=1e-3)
 

@@ -47,12 +47,6 @@ def trt(cuda):
     return FakeTensorrt(cuda)
 
 
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.setenv("KP_FRONTEND_CACHE", str(tmp_path / "cache"))
-    return full_model(tmp_path / "tiny.onnx", full_metadata())
-
-
 def keep(model, trt, driver, sizes=ANY, plan=b"plan", changes=None):
     """Write an engine into the cache, for this machine but for `changes`."""
     target = replace(library.target_of(trt, driver), **(changes or {}))

@@ -13,7 +13,7 @@ pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx, which builds wit
 import tensorrt_rtx as trt
 from exported import METHODS, network_of
 from fake_cuda import FakeCuda, FakeTensorrt
-from tiny_models import full_metadata, full_model
+from tiny_models import full_metadata
 
 from kp_frontend.engines import tensorrt
 from kp_frontend.engines.base import Request, Unavailable
@@ -66,12 +66,6 @@ def test_int8_for_tensorrt(tmp_path, name):
     assert len(built(path, (240, 320))) > 10000
     with pytest.raises(Unavailable, match="is quantized for a CPU; for TensorRT: export"):
         built(path, quantized_for="cpu")
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.setenv("KP_FRONTEND_CACHE", str(tmp_path / "cache"))
-    return full_model(tmp_path / "tiny.onnx", full_metadata())
 
 
 def test_an_engine_is_built_once_and_its_file_says_what_it_is(model):

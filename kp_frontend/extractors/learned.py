@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kp_frontend.decoding import View, find_decoder, find_peaks, fit_peaks
+from kp_frontend.decoding import Outputs, View, find_decoder, find_peaks, fit_peaks
 from kp_frontend.engines import Engine, open_engine
 from kp_frontend.errors import InputError
 from kp_frontend.extractors.base import Extractor, check_image
@@ -48,19 +49,16 @@ class LearnedOptions(EngineOptions):
             raise InputError(f"expected sizes ≥ 0, corner_block ≥ 1, corner_quality in [0, 1): {self}")
 
 
-class LearnedExtractor:
-    """A network behind an engine as an Extractor.
+class _NetworkExtractor(ABC):
+    """A network behind an engine as an Extractor; what its outputs say is for `read`.
 
-    engine: may be shared; its `backend` and `metadata` tell what runs.  other: who finds the points, where the option
-    ``detector`` names another extractor.
+    engine: may be shared; its `backend` and `metadata` tell what runs.
     """
 
-    def __init__(self, name: str, engine: Engine, options: LearnedOptions, other: Extractor | None = None) -> None:
+    def __init__(self, name: str, engine: Engine, options: LearnedOptions) -> None:
         metadata = engine.metadata
-        overrides = {key: getattr(options, key) for key in ("nms_radius", "border", "threshold")}
-        self._decoder, self._parameters = find_decoder(metadata, overrides)
         self.name, self.metric, self.descriptor_size = name, metadata.metric, metadata.descriptor_size
-        self.engine, self.options, self._other = engine, options, other
+        self.engine, self.options = engine, options
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """See `Extractor.extract`."""
@@ -68,7 +66,27 @@ class LearnedExtractor:
         if image.min() == image.max():  # zero padding inside a network makes corners where there is nothing
             return Features.empty(self.descriptor_size, self.metric)
         outputs = self.engine.run(network_input(image, self.engine.metadata))
-        view = View(image.shape[0], image.shape[1], mask)
+        return self.read(outputs, image, View(image.shape[0], image.shape[1], mask))
+
+    @abstractmethod
+    def read(self, outputs: Outputs, image: np.ndarray, view: View) -> Features:
+        """Features, copied, in what the network made of `image`."""
+
+
+class LearnedExtractor(_NetworkExtractor):
+    """A network whose maps are decoded here.
+
+    other: who finds the points, where the option ``detector`` names another extractor.
+    """
+
+    def __init__(self, name: str, engine: Engine, options: LearnedOptions, other: Extractor | None = None) -> None:
+        super().__init__(name, engine, options)
+        overrides = {key: getattr(options, key) for key in ("nms_radius", "border", "threshold")}
+        self._decoder, self._parameters = find_decoder(engine.metadata, overrides)
+        self._other = other
+
+    def read(self, outputs: Outputs, image: np.ndarray, view: View) -> Features:
+        """Points as the option ``detector`` says, and the network's descriptors at them."""
         find = DETECTORS.get(self.options.detector, LearnedExtractor.points_of_other)
         keypoints, scores = find(self, outputs, image, view)
         descriptors = self._decoder.describe(outputs, self.engine.metadata, self._parameters, keypoints)
@@ -99,26 +117,20 @@ class LearnedExtractor:
 DETECTORS = {"network": LearnedExtractor.network_points, "gftt": LearnedExtractor.corners}
 
 
-class SparseExtractor:
-    """A network whose graph decodes by itself, behind an engine, as an Extractor; see LearnedExtractor."""
+class SparseExtractor(_NetworkExtractor):
+    """A network whose graph decodes by itself."""
 
     def __init__(self, name: str, engine: Engine, options: LearnedOptions, other: Extractor | None = None) -> None:
+        super().__init__(name, engine, options)
         metadata = engine.metadata
         _, parameters = find_decoder(metadata, {})
         _check_fixed(name, options, parameters)
         _, self._parameters = find_decoder(metadata, {"threshold": options.threshold})
-        self.name, self.metric, self.descriptor_size = name, metadata.metric, metadata.descriptor_size
-        self.engine, self.options = engine, options
         warn_of_fewer(name, metadata, options.top_k)
 
-    def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
-        """See `Extractor.extract`."""
-        check_image(image, mask)
-        if image.min() == image.max():  # as LearnedExtractor
-            return Features.empty(self.descriptor_size, self.metric)
-        metadata, view = self.engine.metadata, View(image.shape[0], image.shape[1], mask)
-        outputs = self.engine.run(network_input(image, metadata))
-        return read_sparse(outputs, metadata, self._parameters, view, self.options.top_k)
+    def read(self, outputs: Outputs, image: np.ndarray, view: View) -> Features:
+        """What the graph found, but for what lies outside the view."""
+        return read_sparse(outputs, self.engine.metadata, self._parameters, view, self.options.top_k)
 
 
 def _check_fixed(name: str, options: LearnedOptions, parameters: Any) -> None:

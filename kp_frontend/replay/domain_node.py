@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
@@ -19,15 +20,15 @@ _SETTLE = 0.5
 Self = TypeVar("Self", bound="DomainNode")
 
 
-class DomainNode:
+class DomainNode(ABC):
     """A context manager: inside, `node` is on a DDS domain, and a thread of its own calls its callbacks."""
 
     def __init__(self, name: str, domain: int) -> None:
         self._name, self._domain = name, domain
 
+    @abstractmethod
     def connect(self) -> None:
         """Make the publishers and subscriptions of `node`; called once, before the first callback."""
-        raise NotImplementedError
 
     def __enter__(self: Self) -> Self:
         self._context = Context()

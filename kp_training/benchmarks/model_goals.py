@@ -9,6 +9,8 @@ from kp_training.benchmarks.model_rows import METRICS
 
 SIZE, POINTS = (480, 640), 1000
 COMPACT, SUPERPOINT = "kp2d_compact", "superpoint"
+ON_GPU, GPU_LIMIT = "fp16 sparse", 1.0
+"""SuperPoint's files whose time on the GPU is judged, and the most milliseconds from image to features."""
 Judgement = tuple[str, bool] | None
 """A sentence and whether it holds; None where what it speaks of was not measured."""
 
@@ -74,9 +76,9 @@ def _int8_accuracy(measured: Sequence[ModelFigures]) -> Judgement:
 
 def _superpoint_on_gpu(measured: Sequence[ModelFigures]) -> Judgement:
     row = _fastest(each for each in measured if each.row.features == SUPERPOINT and not each.on_cpu
-                   and each.row.label.startswith("fp16 sparse"))
-    return row and (f"{SUPERPOINT} fp16 sparse on the GPU, image to features, at most 1 ms: {row.whole.p50:.2f} ms "
-                    f"({_named(row)})", row.whole.p50 <= 1)
+                   and each.row.label.startswith(ON_GPU))
+    return row and (f"{SUPERPOINT} {ON_GPU} on the GPU, image to features, at most {GPU_LIMIT:g} ms: "
+                    f"{row.whole.p50:.2f} ms ({_named(row)})", row.whole.p50 <= GPU_LIMIT)
 
 
 GOALS: tuple[Callable[[Sequence[ModelFigures]], Judgement], ...] = (
