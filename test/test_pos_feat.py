@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from kp_frontend.errors import InputError
 from kp_training.data.posed_pairs import PosedBatch
 from kp_training.geometry.epipolar import EpipolarViews, epipolar_distances, fundamental_matrix
+from kp_training.geometry.sampling import sample, sampled_lengths
 from kp_training.losses import coarse_to_fine, line_to_window
 from kp_training.losses.policy_gradient import (
     Drawn,
@@ -282,6 +283,14 @@ def test_hidden_candidates_are_passed_by():
     assert best[0].tolist() == [[2, 1], [1, 0]]
     assert seen.all()
     assert not line_to_window.best_on_line(queries, maps, 1, candidates, mask & False)[1].any()
+
+
+def test_lengths_are_those_of_sampled_vectors():
+    maps = _maps((5, 7))[0].detach()
+    points = torch.rand(1, 200, 2) * torch.tensor([7 * STRIDE + 4, 5 * STRIDE + 4]) - 2  # some off the image
+    points = torch.cat([points, torch.tensor([[[1.5, 1.5], [25.5, 17.5], [27, 19]]])], 1)  # centres of cells, the end
+    lengths = torch.linalg.vector_norm(sample(maps, points, STRIDE), dim=-1)
+    torch.testing.assert_close(sampled_lengths(maps, points, STRIDE), lengths)
 
 
 def test_surer_points_weigh_more():

