@@ -345,6 +345,20 @@ def test_frames_follow_the_steps(tmp_path):
     assert counts == [24, 30, 120, 7]  # a view has a third of a frame's pixels
 
 
+@pytest.mark.parametrize(("settings", "frames", "closest"), [
+    ({}, (480, 640), 1), ({"network": "compact"}, (384, 512), 2), ({"network": "compact", "closest": 1}, (192, 256), 1),
+    ({"network": "compact", "frame_height": 96, "frame_width": 128}, (96, 128), 2),
+])
+def test_frames_are_as_much_larger_as_views_are_closer(tmp_path, settings, frames, closest):
+    """As large as they are labelled."""
+    method, asked = Sedm(SedmConfig(fewest=1, least_overlap=0.05, most_overlap=1.0, least_angle=1.0, **settings)), []
+    context = replace(_context(tmp_path), scenes=lambda *size: asked.append(size) or [SCENE])
+    method._scenes(context)
+    assert asked == [frames]
+    context = replace(context, trained=lambda name: method.kind.detector("prp", True).eval())
+    assert method.stages()[-1].dataset(context).config.closest == closest
+
+
 def test_layers_that_are_frozen_keep_their_norms():
     network = SedmNet()
     network.detector.requires_grad_(False)
@@ -358,7 +372,8 @@ def test_layers_that_are_frozen_keep_their_norms():
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"network": "vgg"}, "sedm network"), ({"style": "x"}, "sedm style"), ({"points": "2000;3"}, "points=2000;3"),
-    ({"rounds": 0}, "rounds=0"), ({"height": 60}, "height=60"), ({"threshold": 1.0}, "threshold=1"),
+    ({"rounds": 0}, "rounds=0"), ({"closest": 0.5}, "closest=0.5"), ({"height": 60}, "height=60"),
+    ({"threshold": 1.0}, "threshold=1"),
     ({"network": "compact", "descriptor_weights": "x.pth"}, "compact describes by itself"),
     ({"trunk": False}, "trunk=false: expected network=compact"),
 ])

@@ -182,6 +182,36 @@ def test_dense_descriptor_loss_reference(name, positive, weight, normalise):
     assert float(loss) == pytest.approx(weight * slow, rel=1e-4)
 
 
+@pytest.mark.parametrize("near", [3.5, 7.5, 8.0, 13.0])
+def test_cells_near_points(near):
+    points = torch.cat([40 * torch.rand(50, 2) - 6, torch.tensor([[11.5, 3.5], [-1e6, -1e6]])])
+    where, close = losses.cells_near(points, (3, 4), near)
+    truth = torch.cdist(points, losses.cell_centres(torch.zeros(1, 1, 3, 4)),
+                        compute_mode="donot_use_mm_for_euclid_dist") <= near
+    found = torch.zeros(len(points), 12).scatter_add_(1, where, close.float())
+    assert truth.any()
+    assert torch.equal(found, truth.float()), "each once"
+
+
+def test_dense_descriptor_loss_makes_again_what_is_too_much_to_keep(monkeypatch):
+    maps = [torch.randn(2, 5, 3, 4, requires_grad=True) for _ in range(2)]
+    warp, mask = HomographyWarp(HOMOGRAPHY.expand(2, -1, -1), *[_everywhere(3, 4, 2)] * 2), _everywhere(3, 4, 2)
+    results = []
+    for kept in (0, 2**24):
+        monkeypatch.setattr(losses, "KEPT", kept)
+        loss = losses.DESCRIPTOR_LOSSES["dense"](*maps, warp, mask, mask)
+        results.append((loss.detach(), *torch.autograd.grad(loss, maps)))
+    torch.testing.assert_close(*results)
+
+
+def test_draws_are_even_and_of_what_is_valid():
+    valid = torch.tensor([[True, False, True, True], [False] * 4])
+    drawn, usable = losses._draw(valid, 30_000)
+    counts = torch.bincount(drawn[0], minlength=4) / 10_000
+    torch.testing.assert_close(counts, valid[0].float(), atol=0.05, rtol=0)
+    assert usable.all(1).tolist() == [True, False]
+
+
 def test_dense_descriptor_loss_knows_the_truth():
     """Descriptors that are all different and follow the shift by a cell beat descriptors that do not follow it."""
     maps = F.normalize(torch.randn(1, 64, 6, 8), dim=1)

@@ -319,10 +319,13 @@ def test_some_frames():
     scenes = [plane_scene(count=4, height=15, width=20)] * 3
     assert [len(scene) for scene in some_frames(scenes, 100, 0)] == [4, 4, 4]
     some = some_frames(scenes, 6, 0)
-    assert [len(scene) for scene in some] == [4, 2]
-    assert some[1].names == ("000", "003")
-    assert some[1].identity.endswith("[2]")
-    np.testing.assert_array_equal(some[1][1].image, scenes[0][3].image)
+    assert [len(scene) for scene in some] == [3, 3]
+    assert some[1].names == ("000", "002", "003")
+    assert some[1].identity.endswith("[3]")
+    np.testing.assert_array_equal(some[1][2].image, scenes[0][3].image)
+    long = [plane_scene(count=count, height=15, width=20) for count in (100, 10, 100)]
+    assert [len(scene) for scene in some_frames(long, 110, 0)] == [10, 50, 50]
+    assert [len(scene) for scene in some_frames(long[:1] + long[2:], 32, 0)] == [32]
 
 
 def test_scene_labels_by_hand():

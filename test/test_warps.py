@@ -9,12 +9,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from posed_scenes import plane_homography, plane_scene, wall_scene
 
 from kp_frontend.geometry import invert, so3_exp
 from kp_training.data.posed import PosedScene
 from kp_training.geometry.sampling import inside, pixel_grid, warp_points
-from kp_training.geometry.warps import AWAY, HomographyWarp, PosedView, Reprojection, hidden, nearest_surface
+from kp_training.geometry.warps import (
+    AWAY,
+    HomographyWarp,
+    PosedView,
+    Reprojection,
+    Warped,
+    _extremes,
+    hidden,
+    nearest_surface,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +49,12 @@ def reprojection(scene: PosedScene, source: int, target: int, **settings) -> Rep
     return Reprojection(*views, torch.from_numpy(moved).float()[None], **settings)
 
 
+def _same(first: Warped, second: Warped) -> None:
+    torch.testing.assert_close(first.points, second.points, atol=1e-3, rtol=1e-5)
+    assert torch.equal(first.known, second.known)
+    assert torch.equal(first.visible, second.visible)
+
+
 def _pixels(view: PosedView) -> torch.Tensor:
     return pixel_grid(*view.mask.shape[-2:]).reshape(1, -1, 2)
 
@@ -58,6 +74,7 @@ def test_homography_warp():
     torch.testing.assert_close(back.points, points)
     assert back.visible[0].tolist() == [False, False, True, True, True, True, False]
     assert back.known[0, 1].item() is False
+    _same(warp.pixels(), warp(pixel_grid(6, 8).reshape(1, -1, 2)))
 
 
 @pytest.mark.parametrize(("source", "target"), [(0, 1), (1, 0), (0, 3)])
@@ -131,6 +148,35 @@ def test_reprojection_is_that_of_loops(settings):
     assert 10 < sum(visible) < sum(known) < len(places)
     assert any(there and place == [AWAY] * 2 for place, there in zip(places, known)), "some are behind the camera"
     torch.testing.assert_close(found.points[0], torch.tensor(places, dtype=torch.float32), atol=5e-3, rtol=1e-3)
+    _same(warp.pixels(), found)
+
+
+def test_one_frame_and_several():
+    """A source or target of one is that of each pair, and no mask is one that shows all."""
+    depth, masks = 2 + torch.rand(3, 9, 12), torch.ones(3, 9, 12, dtype=torch.bool)
+    intrinsics, pose = torch.tensor([[[10.0, 0, 6], [0, 10, 4], [0, 0, 1]]]).expand(3, -1, -1), torch.eye(4)
+    pose[0, 3] = 0.3
+    poses = pose.expand(3, -1, -1)
+    several, plain = PosedView(depth, intrinsics, masks), PosedView(depth, intrinsics)
+    single = PosedView(depth[:1], intrinsics[:1])
+    for source, target in ((several, single), (single, plain)):
+        found = Reprojection(source, target, poses, window=0).pixels()
+        assert found.visible.any()
+        for row in range(3):
+            one = [PosedView(*(values[row % len(values)][None] for values in view[:2]), masks[:1])
+                   for view in (source, target)]
+            alone = Reprojection(*one, poses[:1], window=0).pixels()
+            _same(alone, Warped(*(values[row][None] for values in found)))
+
+
+@pytest.mark.parametrize("side", [3, 5, 9])
+def test_extremes_of_windows(side):
+    depth = torch.rand(2, 12, 17) * (torch.rand(2, 12, 17) > 0.4)
+    depth[0, :6] = 0
+    near, far = _extremes(depth, side)
+    padded = F.pad(depth, [side // 2] * 4).unfold(1, side, 1).unfold(2, side, 1).flatten(3)
+    assert torch.equal(far, padded.amax(3))
+    assert torch.equal(near, padded.masked_fill(padded == 0, torch.inf).amin(3))
 
 
 def test_what_a_wall_hides():

@@ -16,10 +16,10 @@ def pixel_grid(height: int, width: int, device: torch.device | str = "cpu") -> T
 def warp_points(homography: Tensor, points: Tensor) -> Tensor:
     """B×…×2 `points` under B×3×3 `homography`; points at or behind the horizon land far outside any image."""
     flat = points.flatten(1, -2)
-    mapped = torch.cat([flat, torch.ones_like(flat[..., :1])], -1) @ homography.transpose(1, 2)
-    depth = mapped[..., 2:]
-    warped = torch.where(depth > 1e-6, mapped[..., :2] / depth.clamp_min(1e-6), torch.full_like(mapped[..., :2], -1e6))
-    return warped.reshape(points.shape)
+    mapped = homography[..., :2] @ flat.mT + homography[..., 2:]
+    depth = mapped[:, 2:]
+    warped = torch.where(depth > 1e-6, mapped[:, :2] / depth.clamp_min(1e-6), -1e6)
+    return warped.mT.reshape(points.shape)
 
 
 def inside(points: Tensor, height: int, width: int, border: float = 0.0) -> Tensor:

@@ -67,21 +67,30 @@ class Voxels(NamedTuple):
 
     def __or__(self, other: Voxels) -> Voxels:
         """What both saw together."""
-        keys = np.union1d(self.keys, other.keys)
-        sums = np.zeros((len(keys), self.sums.shape[1]), np.float32)
-        for part in (self, other):
-            sums[np.searchsorted(keys, part.keys)] += part.sums
-        return Voxels(keys, sums)
+        keys, order, starts = _grouped(np.concatenate([self.keys, other.keys]), "stable")  # merges what is in order
+        return Voxels(keys, np.add.reduceat(np.concatenate([self.sums, other.sums])[order], starts, axis=0))
 
 
 def voxels_of_frame(keys: np.ndarray, scores: np.ndarray, camera: np.ndarray) -> Voxels:
     """Of one frame: H×W voxel keys, H×W scores, camera position in voxels from the grid's origin."""
     seen = keys != NOWHERE
-    found, which, hits = np.unique(keys[seen], return_inverse=True, return_counts=True)
+    found, order, starts = _grouped(keys[seen])
+    hits = np.diff(starts, append=len(order))
     towards = camera.astype(np.float32) - voxel_centres(found)
     towards /= np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), np.float32(1e-6))
-    total = np.bincount(which, scores[seen], len(found))
+    total = np.add.reduceat(scores[seen][order], starts, dtype=np.float64)
     return Voxels(found, np.column_stack([total, hits, np.ones(len(found)), towards]).astype(np.float32))
+
+
+def _grouped(keys: np.ndarray, kind: str = "quicksort") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """M different ones of N keys, ascending; the order that sorts the N, and where in it each of the M begins.
+
+    What `np.unique` does, which takes three times as long for the order.
+    """
+    order = np.argsort(keys, kind=kind)
+    keys = keys[order]
+    starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1))
+    return keys[starts], order, starts
 
 
 class Expectation:

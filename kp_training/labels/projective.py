@@ -23,7 +23,7 @@ from kp_frontend.decoding import find_peaks
 from kp_frontend.errors import InputError, unknown_name
 from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames, need_depth
 from kp_training.geometry.homography import scale_homography
-from kp_training.geometry.sampling import inside, pixel_grid, sample
+from kp_training.geometry.sampling import inside, sample
 from kp_training.geometry.warps import PosedView, Reprojection, nearest_surface
 from kp_training.labels.points import AdaptedLabels, Detect, LabelConfig, half_precision
 from kp_training.labels.store import Shard, kept_labels, labels_key
@@ -89,8 +89,7 @@ class Group:
 
     def warp(self, source: Tensor, target: Tensor, occlusion: float) -> Reprojection:
         """From frames `source` to frames `target`, B or 1 of each."""
-        seen, other = (PosedView(self.surfaces[which], self.intrinsics[which], self.surfaces[which] >= 0)
-                       for which in (source, target))
+        seen, other = (PosedView(self.surfaces[which], self.intrinsics[which]) for which in (source, target))
         return Reprojection(seen, other, self.frame_from_frame[target, source], window=0, occlusion=occlusion)
 
 
@@ -179,13 +178,12 @@ def _every_pixel(
     Ours: the paper maps points the other way, which leaves holes, and asks nobody whether they are seen.
     """
     count, height, width = scores.shape
-    grid = pixel_grid(height, width, scores.device).reshape(1, -1, 2)
     total, seen = scores.flatten(1).clone(), torch.ones_like(scores).flatten(1)
     for other in range(count):
         takers = _takers(drawn, other, scores.device)
-        for frames in takers.split(max(PIXELS_AT_ONCE // grid.shape[1], 1)):
+        for frames in takers.split(max(PIXELS_AT_ONCE // (height * width), 1)):
             at = torch.tensor([other], device=scores.device)
-            points, _, visible = group.warp(frames, at, config.occlusion)(grid.expand(len(frames), -1, -1))
+            points, _, visible = group.warp(frames, at, config.occlusion).pixels()
             visible &= inside(points, height, width, config.border)
             values = sample(scores[at][:, None].expand(len(frames), -1, -1, -1), points)[..., 0]
             total[frames] += values * visible

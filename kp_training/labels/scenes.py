@@ -29,6 +29,8 @@ PAPER_PIXELS = 480 * 640
 METRIC_VOXEL = 0.005
 DEPTHS = 8
 """Frames of a scene whose depths tell how far away it is."""
+FEW_OF_SCENE = 32
+"""Frames of a scene that see most of it from several sides."""
 
 log = logging.getLogger(__name__)
 
@@ -163,17 +165,19 @@ def voxel_grid(scene: PosedScene, config: ExpectationConfig) -> VoxelGrid:
 
 
 def some_frames(scenes: Sequence[PosedScene], count: int, seed: int) -> list[PosedScene]:
-    """At most `count` frames: of whole scenes in an order drawn by `seed`, and of the last one evenly spread frames."""
-    chosen = []
+    """At most `count` frames: evenly spread ones, as many of each scene, of as many scenes as leave each FEW_OF_SCENE.
+
+    The order in which scenes are taken is drawn by `seed`; short ones leave their share to the others.
+    """
+    taken: list[PosedScene] = []
     for number in np.random.default_rng([seed, 6]).permutation(len(scenes)):
-        scene = scenes[number]
-        if count >= len(scene):
-            chosen.append(scene)
-        elif count:
-            chosen.append(scene.choose(evenly(len(scene), count), f"[{count}]"))
+        if sum(min(len(scene), FEW_OF_SCENE) for scene in taken) < count:
+            taken.append(scenes[number])
+    chosen = []
+    for left, scene in zip(range(len(taken), 0, -1), sorted(taken, key=len)):
+        share = count // left
+        chosen.append(scene if share >= len(scene) else scene.choose(evenly(len(scene), share), f"[{share}]"))
         count -= len(chosen[-1])
-        if not count:
-            break
     return chosen
 
 

@@ -70,8 +70,7 @@ def warp_logits(logits1: Tensor, warp: Warp) -> tuple[Tensor, Tensor]:
 
     warp: from view 0 to view 1.
     """
-    count, _, height, width = logits1.shape
-    warped = warp(pixel_grid(height, width, logits1.device).reshape(1, -1, 2).expand(count, -1, -1))
+    warped = warp.pixels()
     return sample(logits1, warped.points).reshape(logits1.shape), warped.visible.reshape(logits1.shape)
 
 

@@ -16,18 +16,19 @@ def similarities(
     Entries of points that are not `valid` (B×N bool), and of other points less than `safe_radius` pixels from
     the true one, which are no mistake, are −∞.
     """
-    logits = F.normalize(descriptors0, dim=-1) @ F.normalize(descriptors1, dim=-1).transpose(1, 2) / temperature
-    near = torch.cdist(points1, points1) < safe_radius
-    same = torch.eye(points1.shape[1], dtype=torch.bool, device=points1.device)
-    excluded = (near & ~same) | ~valid[:, None, :] | ~valid[:, :, None]
+    logits = F.normalize(descriptors0, dim=-1) / temperature @ F.normalize(descriptors1, dim=-1).mT
+    excluded = torch.cdist(points1, points1) < safe_radius
+    excluded |= ~valid[:, None, :]
+    excluded |= ~valid[:, :, None]
     # The diagonal stays finite so that rows of points that are not valid give no nan; they are not counted.
-    return logits.masked_fill(excluded & ~same, -torch.inf)
+    excluded.diagonal(dim1=1, dim2=2).fill_(False)
+    return logits.masked_fill_(excluded, -torch.inf)
 
 
 def dual_softmax_loss(logits: Tensor, valid: Tensor) -> Tensor:
     """Mean over valid points of −log(row softmax · column softmax) on the diagonal of B×N×N `logits`."""
-    both = logits.log_softmax(1) + logits.log_softmax(2)
-    return masked_mean(-both.diagonal(dim1=1, dim2=2), valid)
+    rows, columns = (logits.log_softmax(dim).diagonal(dim1=1, dim2=2) for dim in (2, 1))
+    return masked_mean(-rows - columns, valid)
 
 
 def mutual_matches(logits: Tensor) -> Tensor:

@@ -52,11 +52,8 @@ def accepting_policy(scores: Tensor, cell: int = 8) -> Tensor:
 @torch.no_grad()
 def draw_actions(policy: Tensor) -> Tensor:
     """B×h×w int64: the pixel that each cell draws by B×C×h×w log-probabilities; C where it draws none."""
-    chances = policy.exp()
-    nothing = (1 - chances.sum(1, keepdim=True)).clamp_min(0)
-    chances = torch.cat([chances, nothing], 1)
-    # The first of exponential clocks to ring, each as fast as its chance.
-    return (chances / torch.empty_like(chances).exponential_().clamp_min(1e-30)).argmax(1)
+    below = torch.rand_like(policy[:, :1])
+    return (policy.exp().cumsum(1) <= below).sum(1)
 
 
 def drawn_points(

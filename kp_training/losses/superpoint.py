@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from kp_training.geometry.sampling import pixel_grid, sample, to_cells
+from kp_training.geometry.sampling import inside, pixel_grid, sample, to_cells
 from kp_training.geometry.warps import Warp, hidden
 from kp_training.losses.dual_softmax import masked_mean
 
 CELL = 8
 NEAR = CELL - 0.5
 """Cells correspond when their centres, in pixels, are no farther apart (the code's; the paper prints 8)."""
+KEPT = 2**24
+"""Pairs of cells of a batch whose likeness is kept for the gradient; more are made again."""
+LEAST_SQUARE = 1e-24
+"""Of a length that is divided by."""
 
 
 def detector_loss(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -78,27 +83,53 @@ class DenseDescriptorLoss:
         lost = whole0 & (~warped.known | hidden(warped, mask1))
         counted = whole0 & ~lost
         first, second = (F.normalize(maps.flatten(2), dim=1).transpose(1, 2) for maps in (descriptors0, descriptors1))
-        # One pair at a time, and again for its gradient: the 4800² pairs of cells of 480×640 take a gigabyte.
-        totals = [checkpoint(self._total, *pair, centres, use_reentrant=False)
-                  for pair in zip(first, second, warped.points, lost, counted, whole1)]
+        total = functools.partial(self._total, shape=descriptors1.shape[-2:])
+        if len(first) * first.shape[1] * second.shape[1] > KEPT:
+            # Again for the gradient: the 4800² pairs of cells of 480×640 take a gigabyte.
+            total = functools.partial(checkpoint, total, use_reentrant=False)
+        # One pair at a time: on a CPU, what fits its cache is quick.
+        totals = [total(*pair) for pair in zip(first, second, warped.points, lost, counted, whole1)]
         number = (counted.sum(1) * whole1.sum(1)).sum()
         return self.weight * sum(totals) / number.clamp_min(1)
 
     def _total(
         self, first: Tensor, second: Tensor, points: Tensor, lost: Tensor, counted0: Tensor, counted1: Tensor,
-        centres: Tensor,
+        shape: tuple[int, int],
     ) -> Tensor:
-        """Sum of the hinges of N cells of view 0, at `points` in view 1, with M of view 1: N×D, M×D, N×2, N, N, M."""
-        same = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist") <= self.near
-        likeness = self._likeness(first, second, lost)
-        hinges = torch.where(same, self.positive * F.relu(self.positive_margin - likeness),
-                             F.relu(likeness - self.negative_margin))
-        return counted0.float() @ hinges @ counted1.float()
+        """Sum of the hinges of N cells of view 0, at `points` in view 1, with M of view 1: N×D, M×D, N×2, N, N, M.
 
-    def _likeness(self, first: Tensor, second: Tensor, lost: Tensor) -> Tensor:
-        """N×M cosines of view 0's cells (rows) with view 1's, normalised or not; 0 of `lost` rows."""
-        cosines = (first @ second.T).masked_fill(lost[:, None], 0)
-        return F.normalize(F.normalize(F.relu(cosines), dim=1), dim=0) if self.normalise else cosines
+        All as if they were negatives; then what changes for the few that correspond.
+        """
+        counted0, counted1 = counted0.float(), counted1.float()
+        likeness = self._likeness(first * ~lost[:, None], second)
+        negative = counted0 @ F.relu(likeness - self.negative_margin) @ counted1
+        where, same = cells_near(points, shape, self.near)
+        own = likeness.gather(1, where)
+        change = self.positive * F.relu(self.positive_margin - own) - F.relu(own - self.negative_margin)
+        return negative + (change * same * counted0[:, None] * counted1[where]).sum()
+
+    def _likeness(self, first: Tensor, second: Tensor) -> Tensor:
+        """N×M cosines of view 0's cells (rows) with view 1's, normalised or not."""
+        cosines = first @ second.T
+        if not self.normalise:
+            return cosines
+        positive = F.relu(cosines)
+        squares = positive.square()
+        rows = squares.sum(1).clamp_min(LEAST_SQUARE)
+        columns = ((1 / rows) @ squares).clamp_min(LEAST_SQUARE)
+        return positive * rows.rsqrt()[:, None] * columns.rsqrt()
+
+
+def cells_near(points: Tensor, shape: tuple[int, int], near: float) -> tuple[Tensor, Tensor]:
+    """N×K int64 cells of a map of `shape`, row by row, among which are all whose centres are at most `near` pixels from
+    N×2 points, and N×K bool, those that are."""
+    reach = int(near // CELL)
+    steps = pixel_grid(2 * reach + 2, 2 * reach + 2, points.device).flatten(0, 1) - reach
+    cells = ((points - (CELL - 1) / 2) / CELL).floor()[:, None] + steps
+    distance = (cells * CELL + (CELL - 1) / 2 - points[:, None]).norm(dim=2)
+    height, width = shape
+    x, y = cells[..., 0].clamp(0, width - 1), cells[..., 1].clamp(0, height - 1)
+    return (y * width + x).long(), inside(cells, height, width) & (distance <= near)
 
 
 @dataclass(frozen=True)
@@ -138,9 +169,10 @@ class SparseDescriptorLoss:
 
 def _draw(valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """B×count indices of entries of B×N bool `valid`, drawn with repetition, and which of them are valid at all."""
-    none = ~valid.any(1, keepdim=True)
-    drawn = torch.multinomial((valid | none).float(), count, replacement=True)
-    return drawn, ~none.expand_as(drawn)
+    number = valid.sum(1, keepdim=True)
+    drawn = (number * torch.rand(len(valid), count, device=valid.device)).long()
+    first = valid.byte().argsort(dim=1, descending=True, stable=True)
+    return first.gather(1, drawn.minimum((number - 1).clamp_min(0))), (number > 0).expand(-1, count)
 
 
 DESCRIPTOR_LOSSES = {

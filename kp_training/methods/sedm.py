@@ -43,7 +43,7 @@ from kp_training.methods.sedm_networks import KINDS, detector_of
 from kp_training.methods.superpoint import enough_for
 from kp_training.networks.sedm import SedmNet, keep_frozen, settle
 from kp_training.networks.superpoint import CELL, NORMS, Deployed, SuperPointNet
-from kp_training.settings import check_least, check_names, check_sides
+from kp_training.settings import check_closest, check_least, check_names, check_sides
 from kp_training.weights import load_initial
 
 FEWEST_LABELLED = 24
@@ -62,7 +62,10 @@ class SedmConfig:
         `anneal_every` rounds; the last number holds for all that follow.  The paper lowers it every third round (how
         many rounds there are, it does not say): rounds=9 anneal_every=3.
     warm: a round starts from the weights of the one before; else from random ones.  The paper does not say.
-    frame_height, frame_width: larger frames are shrunk to as many pixels for the expectation; 0 = auto.
+    frame_height, frame_width: larger frames are shrunk to as many pixels for the expectation; 0 = auto, the paper's
+        480×640, and `closest` times 192×256 for compact.
+    closest: of the pairs of ``describe``, see PosedPairConfig.  0 = 2 for compact, so that its frames, and the views
+        that are cut out of them, are as sharp as what it will meet, and 1, the paper's.
     voxel, voxel_share, least_angle, edge_filter, smoothing, threshold, fewest: see ExpectationConfig.  A round that
         would learn fewer than `fewest` points a frame learns those of the round before: the good points have vanished.
     frames: at most so many frames are labelled.  0: as many as take no more pixels than the round's views, all in a
@@ -83,6 +86,7 @@ class SedmConfig:
     warm: bool = True
     frame_height: int = 0
     frame_width: int = 0
+    closest: float = 0.0
     voxel: float = 0.0
     voxel_share: float = 0.002
     least_angle: float = 2.0
@@ -123,6 +127,7 @@ class Sedm:
         self.config, self.kind = config, KINDS[config.network]
         self.deployed = partial(Deployed, scores=self.kind.scores)
         _check(config, self.kind.size_multiple)
+        self.closest = config.closest or self.kind.closest
         self.given = bool(config.descriptor_weights) or not config.trunk
         ending = "given" if self.given else config.descriptor_loss
         self.variant = f"{config.network}-{'warm' if config.warm else 'cold'}-{ending}"
@@ -184,9 +189,10 @@ class Sedm:
         return self.config.height or self.kind.views[0], self.config.width or self.kind.views[1]
 
     def _expectation(self, number: int) -> ExpectationConfig:
-        config, (height, width) = self.config, self.kind.frames
+        config, multiple = self.config, self.kind.size_multiple
+        height, width = (round(self.closest * side / multiple) * multiple for side in self.kind.frames)
         return ExpectationConfig(
-            config.frame_height or height, config.frame_width or width, self.kind.size_multiple,
+            config.frame_height or height, config.frame_width or width, multiple,
             threshold=config.threshold, fewest=config.fewest, points=config.points_of(number), voxel=config.voxel,
             voxel_share=config.voxel_share, least_angle=config.least_angle, edge_filter=config.edge_filter,
             smoothing=config.smoothing,
@@ -239,6 +245,7 @@ class Sedm:
         pairs = PosedPairConfig(
             least_overlap=config.least_overlap, most_overlap=config.most_overlap, style=config.style,
             height=config.pair_height or self.kind.pairs[0], width=config.pair_width or self.kind.pairs[1],
+            closest=self.closest,
         )
         return PosedPairs(scenes, pairs, context.seed, labels)
 
@@ -268,6 +275,7 @@ def _read_describer(config: SedmConfig) -> dict[str, Tensor]:
 
 def _check(config: SedmConfig, multiple: int) -> None:
     check_sides(config, ("frame_height", "frame_width", "height", "width", "pair_height", "pair_width"), multiple)
+    check_closest(config)
     check_least(config, {"rounds": 1, "anneal_every": 1, "voxel": 0, "voxel_share": 1e-6, "least_angle": 0,
                          "smoothing": 0, "fewest": 1, "frames": 0})
     if not 0 < config.threshold < 1:

@@ -26,7 +26,7 @@ class Kind:
     both: norm and trunk → network of the stage ``describe``.  joint: whether that stage trains the detector too.
     log_probabilities: logits, B×1×H×W labels and mask → log-probabilities of pixels, their labels and mask.
     scores: logits → B×1×H×W probabilities.  size_multiple: of images.
-    frames, views, pairs: heights and widths where the config leaves them open.
+    frames, views, pairs: heights and widths where the config leaves them open.  closest: of frames and pairs, likewise.
     round, describe: settings of the loop.  decoding: parameters of the decoder.
     """
 
@@ -40,6 +40,7 @@ class Kind:
     frames: tuple[int, int]
     views: tuple[int, int]
     pairs: tuple[int, int]
+    closest: float
     round: dict[str, Any]
     describe: dict[str, Any]
     decoding: dict[str, Any]
@@ -91,13 +92,13 @@ KINDS = {
     "superpoint": Kind(
         lambda norm, trunk: SedmDetector(), partial(_two_networks, frozen="describer"),
         partial(_two_networks, frozen="detector"), False, _cells, scores_of_cells, CELL, (480, 640), (120, 160),
-        (240, 320), round=PAPER | {"steps": 421_875, "batch_size": 32},
+        (240, 320), closest=1.0, round=PAPER | {"steps": 421_875, "batch_size": 32},
         describe=PAPER | {"steps": 300_000, "batch_size": 2},
         decoding={"nms_radius": 3, "border": 4, "refine_radius": 0, "threshold": 0.025},
     ),
     "compact": Kind(
         _compact_detector, _compact_detector, _compact, True, _shifted_cells, torch.sigmoid, CompactNet.size_multiple,
-        (192, 256), (128, 160), (192, 256), round={"batch_size": 32, "learning_rate": 2e-3},
+        (192, 256), (128, 160), (192, 256), closest=2.0, round={"batch_size": 32, "learning_rate": 2e-3},
         describe={"batch_size": 16, "learning_rate": 2e-3},
         decoding={"nms_radius": 2, "border": 4, "refine_radius": 2, "threshold": 0.025},
     ),
