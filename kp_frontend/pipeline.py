@@ -128,7 +128,8 @@ class Frontend:
     def extract(self, frame: Frame) -> Extracted:
         """The first half of `process`, which knows nothing of other frames.
 
-        One thread may be in it while another is in `follow` or `reset` with what was extracted before.
+        One thread, or several where ``tracker.concurrent``, may be in it while another is in `follow` or `reset` with
+        what was extracted before.
         """
         self._check_sizes(frame)
         right = frame.right if self._needs_right(frame) else None

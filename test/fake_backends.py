@@ -17,6 +17,8 @@ class FakeEngine:
     change: applied to the outputs, by name.  runs: until it is lost, None = for ever.
     """
 
+    concurrent = False
+
     def __init__(self, request, change=lambda outputs: outputs, runs=None):
         self._engine, self._change, self.left = cpu.load(request), change, runs
         self.backend, self.metadata, self.outputs = "fake (GPU)", self._engine.metadata, self._engine.outputs

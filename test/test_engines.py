@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,11 +73,12 @@ def test_openvino_computes_in_single_precision(tmp_path):
 
 
 def test_openvino_takes_bfloat16_only_where_a_file_allows_it():
-    metadata, able = partial(full_metadata, precision="fp16"), ("FP32", "BF16", "INT8")
-    assert _precision(metadata(), able) == "bf16"
-    assert _precision(metadata(), ("FP32", "INT8")) == "f32"
-    assert _precision(metadata(profile="sparse", top_k=9), able) == "f32"
-    assert _precision(full_metadata(), able) == "f32"
+    metadata, able, asked = partial(full_metadata, precision="fp16"), ("FP32", "BF16", "INT8"), Request(Path("m.onnx"))
+    assert _precision(asked, metadata(), able) == "bf16"
+    assert _precision(replace(asked, exact=True), metadata(), able) == "f32"
+    assert _precision(asked, metadata(), ("FP32", "INT8")) == "f32"
+    assert _precision(asked, metadata(profile="sparse", top_k=9), able) == "f32"
+    assert _precision(asked, full_metadata(), able) == "f32"
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
@@ -139,6 +142,36 @@ def test_an_engine_that_disagrees_is_not_taken(tiny, monkeypatch, caplog, change
     assert "keypoints within 1 px" in engine.choice.reason
     with pytest.raises(InputError, match=r"cuda: finds something else than onnxruntime: .* % of \d+ keypoints"):
         open_engine(tiny, "cuda")
+
+
+class Shortened(FakeEngine):
+    """Finds all but 15 % of the keypoints unless it is to be exact: `good`, and still too few for fewer bits."""
+
+    def __init__(self, request):
+        super().__init__(request, lambda outputs: outputs if request.exact else fewer(outputs))
+        self.shortened = not request.exact
+        self.backend = "exact" if request.exact else "short"
+
+
+def fewer(outputs):
+    scores = outputs["scores"].copy()
+    scores[..., : int(0.15 * scores.shape[3])] = 0
+    return {**outputs, "scores": scores}
+
+
+@pytest.mark.parametrize("asked", ["auto", "openvino"])
+def test_fewer_bits_are_taken_only_where_they_find_the_same(tiny, monkeypatch, caplog, asked):
+    """And if not, the same backend computes in all of them."""
+    only(monkeypatch, openvino=Shortened)
+    with caplog.at_level(logging.INFO, logger="kp_frontend.engines"):
+        engine = open_engine(tiny, asked)
+    assert engine.backend == "exact"
+    assert engine.choice.agreement.within_pixel == 1
+    assert "short finds something else than onnxruntime (8" in caplog.text
+    monkeypatch.setattr("test_engines.fewer", lambda outputs: outputs)
+    assert open_engine(tiny, asked).backend == "short"
+    install(monkeypatch, "onnxruntime", refuse("not installed"))
+    assert open_engine(tiny, asked).backend == "exact"
 
 
 @pytest.mark.parametrize("runs", [0, 1])

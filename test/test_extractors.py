@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
@@ -43,6 +45,20 @@ def check(features, extractor, top_k):
     assert (np.diff(features.scores) <= 0).all()
     if features.metric == "l2":
         np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("spec", [*CLASSICAL, "kp2d_compact:backend=onnxruntime", "kp2d_compact_int8:backend=openvino"])
+def test_threads_that_extract_at_once_do_not_disturb_each_other(photo, spec):
+    if "backend=" in spec:
+        pytest.importorskip(spec.partition("backend=")[2])
+    extractor = load_extractor(spec, top_k=200, threads=1)
+    assert extractor.concurrent
+    images = [np.ascontiguousarray(photo[:240, shift : shift + 320]) for shift in range(0, 80, 5)]
+    expected = [extractor.extract(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        for found, alone in zip(pool.map(extractor.extract, images * 2), expected * 2):
+            np.testing.assert_array_equal(found.keypoints, alone.keypoints)
+            np.testing.assert_array_equal(found.descriptors, alone.descriptors)
 
 
 @pytest.mark.parametrize("spec", CLASSICAL)

@@ -17,8 +17,9 @@ from skimage import data
 
 from kp_frontend import messages
 from kp_frontend.camera import CameraModel
+from kp_frontend.extractors.classical import ClassicalExtractor
 from kp_frontend.nodes.frontend_node import FrontendNode
-from kp_frontend.nodes.slot import Handover
+from kp_frontend.nodes.slot import NewestSlot
 from kp_frontend.nodes.threads import set_threads
 from kp_frontend.odometry import OdometryConfig
 from kp_frontend.pipeline import Frame, Frontend
@@ -131,6 +132,32 @@ def test_a_frame_is_extracted_while_the_one_before_is_followed(monkeypatch):
         assert harness.status()["dropped"] == 1
 
 
+@pytest.mark.parametrize(("concurrent", "overlap", "at_once"), [(True, "always", 2), (False, "always", 1),
+                                                                (True, "never", 1)])
+def test_frames_are_extracted_at_once_where_the_tracker_can(monkeypatch, concurrent, overlap, at_once):
+    monkeypatch.setattr(ClassicalExtractor, "concurrent", concurrent)
+    with Harness(extractor, top_k=100, overlap=overlap) as harness:
+        within, tracker = [], harness.node._tracker
+        gate, extract = threading.Event(), tracker.extract
+
+        def held(*arguments):
+            within.append(arguments)
+            assert gate.wait(10)
+            return extract(*arguments)
+
+        monkeypatch.setattr(tracker, "extract", held)
+        stamps = [harness.send(view(0))]
+        harness.until(lambda: len(within) == 1, "first extraction")
+        stamps.append(harness.send(view(2)))
+        time.sleep(0.2)
+        assert len(within) == at_once
+        gate.set()
+        for stamp in stamps:
+            harness.wait("features", stamp)
+        order = [messages.stamp_from_message(message.header.stamp) for message in harness.received["features"]]
+        assert order == stamps
+
+
 def test_a_jump_back_starts_anew_after_the_frame_in_work(monkeypatch):
     with Harness(extractor, ["features", "matches"], top_k=100, overlap="always") as harness:
         first = harness.send(view(0))
@@ -149,37 +176,92 @@ def test_a_jump_back_starts_anew_after_the_frame_in_work(monkeypatch):
         assert not set(ids[2]) & {*ids[0], *ids[1]}
 
 
-def test_handover_keeps_order_and_waits():
-    done, gate = [], threading.Event()
+class Steps:
+    """What a slot was given to do: `work` of an item waits for its own gate, and gives its tenfold."""
 
-    def work(item):
-        gate.wait(5)
-        done.append(item)
+    def __init__(self, count: int) -> None:
+        self.gates = [threading.Event() for _ in range(count)]
+        self.begun, self.ended, self.dropped = [], [], []
 
-    handover = Handover(work)
-    putter = threading.Thread(target=lambda: [handover.put(item) for item in range(20)])
-    putter.start()
-    time.sleep(0.1)
-    assert putter.is_alive()
+    def work(self, item):
+        self.begun.append(item)
+        assert self.gates[item].wait(10)
+        return 10 * item
+
+    def slot(self, **sizes) -> NewestSlot:
+        return NewestSlot(self.work, self.dropped.append, self.ended.append, **sizes)
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_two_in_work_end_in_order():
+    steps = Steps(4)
+    slot = steps.slot(threads=2, at_once=2)
+    for item in range(2):
+        slot.put(item)
+        until(lambda item=item: steps.begun == [*range(item + 1)])
+    slot.put(2)
+    slot.put(3)
+    assert steps.dropped == [2]
+    steps.gates[1].set()
+    time.sleep(0.05)
+    assert not steps.ended
+    steps.gates[0].set()
+    until(lambda: steps.ended == [0, 10])
+    steps.gates[3].set()
+    until(lambda: steps.ended == [0, 10, 30])
+    slot.close()
+
+
+def test_one_at_once_while_the_one_before_ends():
+    steps, gate = Steps(4), threading.Event()
+    slot = NewestSlot(steps.work, steps.dropped.append, lambda result: gate.wait(10), threads=2, at_once=1)
+    slot.put(0)
+    until(lambda: steps.begun == [0])
+    slot.put(1)
+    time.sleep(0.05)
+    assert steps.begun == [0]
+    steps.gates[0].set()
+    until(lambda: steps.begun == [0, 1])
+    steps.gates[1].set()
+    for item in (2, 3):
+        slot.put(item)
+    time.sleep(0.05)
+    assert steps.begun == [0, 1]  # the first is not ended, and the second waits for that
+    assert steps.dropped == [2]
     gate.set()
-    putter.join(5)
-    handover.put(20)
-    handover.put(21)
-    assert done[:21] == list(range(21))
-    handover.close()
+    steps.gates[3].set()
+    until(lambda: steps.begun == [0, 1, 3])
+    slot.close()
+
+
+def test_what_makes_nothing_holds_nobody_up():
+    ended = []
+    slot = NewestSlot(lambda item: None if item == 0 else item, lambda item: None, ended.append, threads=2)
+    for item in range(3):
+        slot.put(item)
+        time.sleep(0.02)
+    until(lambda: ended == [1, 2])
+    slot.close()
 
 
 def test_closing_frees_who_waits():
-    gate = threading.Event()
-    handover = Handover(lambda item: gate.wait(5))
-    handover.put(0)
-    putter = threading.Thread(target=handover.put, args=(1,))
-    putter.start()
-    time.sleep(0.05)
-    handover.close(timeout=0.05)
-    putter.join(2)
-    assert not putter.is_alive()
-    gate.set()
+    steps = Steps(2)
+    slot = steps.slot(threads=2, at_once=2)
+    for item in range(2):
+        slot.put(item)
+        until(lambda item=item: item in steps.begun)
+    steps.gates[1].set()
+    slot.close(timeout=0.05)
+    until(lambda: sum(thread.is_alive() for thread in slot._threads) == 1)
+    steps.gates[0].set()
+    until(lambda: not any(thread.is_alive() for thread in slot._threads))
+    assert not steps.ended
 
 
 @pytest.mark.parametrize(("overlap", "cores", "expected"), [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -25,8 +27,8 @@ from kp_frontend.engines.base import EngineLost, Request, Unavailable
 from kp_frontend.engines.parity import compare, found_in, sample_inputs
 from kp_frontend.engines.pytorch import engine as engine_module
 from kp_frontend.engines.pytorch import load
-from kp_frontend.engines.pytorch.graph import plan, read_graph, run
-from kp_frontend.engines.pytorch.operators import OPERATORS
+from kp_frontend.engines.pytorch.graph import Graph, Node, plan, read_graph, run
+from kp_frontend.engines.pytorch.operators import OPERATORS, Operator
 from kp_frontend.errors import InputError
 from kp_training.export.onnx import describe
 
@@ -203,8 +205,32 @@ def test_sizes_come_and_go(tiny):
         maps = engine.run(image)
         np.testing.assert_allclose(maps["scores"], image)
         assert maps["descriptors"].shape == (1, 4, height // 8, width // 8)
-    with pytest.raises(InputError, match="multiples of 16, got 20×16"):
-        engine.run(np.zeros((1, 1, 16, 20), np.float32))
+
+
+def test_no_compiler_is_imported_for_the_first_run():
+    """It would take seconds, each time that a node starts."""
+    code = ("import sys; from kp_frontend.engines import open_engine; from kp_frontend.resources import find_resource; "
+            "open_engine(find_resource('models', 'kp2d_compact.onnx'), 'pytorch', 1, height=64, width=64); "
+            "sys.exit('torch' not in sys.modules or 'torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plan_keeps_no_values_that_nobody_needs():
+    """The first call holds as much memory as all others."""
+    alive = weakref.WeakSet()
+
+    def watched(data):
+        result = data + 1
+        alive.add(result)
+        most.append(len(alive))
+        return result
+
+    most = []
+    nodes = [Node(Operator(watched), (f"v{k}",), (f"v{k + 1}",), {}) for k in range(5)]
+    graph = Graph(tuple(nodes), {}, ("v0",), ("v5",))
+    calls = plan(graph, {"v0": torch.zeros(2)}, lambda name, value: value)
+    assert max(most) == 2  # what goes in and what comes out
+    assert torch.equal(run(calls, {"v0": torch.zeros(2)})["v5"], torch.full((2,), 5.0))
 
 
 class Recorder:

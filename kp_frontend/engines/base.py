@@ -33,6 +33,7 @@ class Request:
     path: the model file.  threads: of a CPU backend, 0 = one a core.
     height, width: of the input that is expected, where it is known; 0 = any size.
     build: whether an engine that must be built first, for minutes, may be built now.
+    exact: whether a backend that would take fewer bits than the file's own (see `openvino`) must not.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Request:
     height: int = 0
     width: int = 0
     build: bool = True
+    exact: bool = False
 
     @property
     def cpu_threads(self) -> int:
@@ -51,6 +53,7 @@ class Engine(Protocol):
     """One loaded network.
 
     backend: what runs it.  metadata: what the model file says of itself.  outputs: names of the arrays it gives.
+    concurrent: whether several threads may run it at once.
     """
 
     @property
@@ -59,12 +62,15 @@ class Engine(Protocol):
     def metadata(self) -> ModelMetadata: ...
     @property
     def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def concurrent(self) -> bool: ...
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name, float32, for an image 1×C×H×W of ``metadata.input_dtype`` (float32 in [0, 1], or uint8).
 
-        H and W are multiples of ``metadata.size_multiple``. The arrays are the engine's own and hold until its next
-        run: who keeps them, copies them.
+        H and W are multiples of ``metadata.size_multiple``; LiveEngine asks for that by `check_input`, the others take
+        it as it is. The arrays are the engine's own and hold until the same thread's next run: who keeps them, copies
+        them.
         points: what the model takes beside it (``decoding.further_inputs``, in that order), at least one point:
         keypoints 1×N×2 float32, pixels of `image`; descriptors 1×N×d float32.
         Raises EngineLost where what it ran on is gone.

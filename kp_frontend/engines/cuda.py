@@ -25,6 +25,8 @@ _ON_CPU = "explicitly disabled"  # what onnxruntime says of nodes that it would 
 class CudaEngine:
     """A session whose arrays stay where they are on the GPU from run to run; see `engines.Engine`."""
 
+    concurrent = False
+
     backend = "cuda (onnxruntime)"
 
     def __init__(self, session: Any, values: Any, metadata: ModelMetadata) -> None:

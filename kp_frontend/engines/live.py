@@ -32,7 +32,7 @@ class LiveEngine:
         # One attribute, so that a run sees an engine with its choice, whole, without a lock.
         self._chosen = chosen
         self._lock = threading.Lock()
-        self._ran: Engine | None = None
+        self._ran = threading.local()
 
     @property
     def backend(self) -> str:
@@ -51,6 +51,10 @@ class LiveEngine:
     @property
     def outputs(self) -> tuple[str, ...]:
         return self._chosen[0].outputs
+
+    @property
+    def concurrent(self) -> bool:
+        return self._chosen[0].concurrent
 
     def takes(self, height: int, width: int) -> bool:
         """Whether what runs now runs images of this size; a TensorRT engine runs those that it was built for."""
@@ -74,7 +78,7 @@ class LiveEngine:
         except EngineLost as error:
             engine = self._fall_back(engine, error, image.shape[2:])
             outputs = engine.run(image, **points)
-        self._ran = engine  # the arrays are its own: it must not go before the next run, even if it is replaced
+        self._ran.engine = engine  # the arrays are its own: it must not go before the next run, even if it is replaced
         return outputs
 
     def replace(self, better: LiveEngine) -> None:

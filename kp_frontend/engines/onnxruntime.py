@@ -14,6 +14,8 @@ _PROVIDER = "CPUExecutionProvider"
 class OnnxRuntimeEngine:
     """A loaded ONNX Runtime session; see `engines.Engine`."""
 
+    concurrent = True
+
     def __init__(self, session, metadata: ModelMetadata) -> None:
         self._session = session
         self.metadata = metadata

@@ -10,6 +10,7 @@ import numpy as np
 
 from kp_frontend.engines.base import Request, Unavailable, check_graph, import_or_refuse
 from kp_frontend.model_file import ModelMetadata, read_metadata
+from kp_frontend.per_thread import PerThread
 
 _PRECISION = "INFERENCE_PRECISION_HINT"
 _SIZES = 4  # image sizes that stay compiled
@@ -18,15 +19,21 @@ _SIZES = 4  # image sizes that stay compiled
 class OpenVinoEngine:
     """A graph, compiled anew for each size of image that comes; see `engines.Engine`.
 
+    shortened: whether it computes in bfloat16.
     A size that is compiled in is 10 to 20 % faster than one that is left open, and takes 0.1 s of a core (int8: 0.3 s).
+    Each thread compiles its own, since runs of one compiled graph wait for each other. They share one pool of workers:
+    a thread that runs alone has all cores for its layers, of two each does most of its layers itself.
     """
+
+    concurrent = True
 
     def __init__(self, core, graph, settings: dict[str, Any], metadata: ModelMetadata) -> None:
         self._core, self._graph, self._settings = core, graph, settings
         self.metadata = metadata
-        self.backend = "openvino (CPU, bf16)" if settings[_PRECISION] == "bf16" else "openvino (CPU)"
+        self.shortened = settings[_PRECISION] == "bf16"
+        self.backend = "openvino (CPU, bf16)" if self.shortened else "openvino (CPU)"
         self.outputs = tuple(output.any_name for output in graph.outputs)
-        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._requests: PerThread[OrderedDict[tuple[int, ...], Any]] = PerThread(OrderedDict)
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
         """See `engines.Engine.run`."""
@@ -42,19 +49,20 @@ class OpenVinoEngine:
         return {name: request.get_tensor(name).data for name in self.outputs}
 
     def _request(self, shape: tuple[int, ...]) -> Any:
-        """The request for images of `shape`, compiled where it is new."""
-        if shape not in self._requests:
+        """This thread's request for images of `shape`, compiled where it is new."""
+        requests = self._requests.get()
+        if shape not in requests:
             graph = self._graph.clone()
             try:
                 graph.reshape({"image": list(shape)})
                 compiled = self._core.compile_model(graph, "CPU", self._settings)
             except RuntimeError as error:
                 raise Unavailable(f"OpenVINO cannot compile the graph ({_last_line(error)})") from error
-            self._requests[shape] = compiled.create_infer_request()
-            if len(self._requests) > _SIZES:
-                self._requests.popitem(last=False)
-        self._requests.move_to_end(shape)
-        return self._requests[shape]
+            requests[shape] = compiled.create_infer_request()
+            if len(requests) > _SIZES:
+                requests.popitem(last=False)
+        requests.move_to_end(shape)
+        return requests[shape]
 
 
 def load(request: Request) -> OpenVinoEngine:
@@ -72,18 +80,20 @@ def load(request: Request) -> OpenVinoEngine:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": request.cpu_threads,
         "ENABLE_CPU_PINNING": False,  # two nodes would pin their threads to the same cores
-        _PRECISION: _precision(metadata, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        _PRECISION: _precision(request, metadata, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
     }
     return OpenVinoEngine(core, graph, settings, metadata)
 
 
-def _precision(metadata: ModelMetadata, capabilities: Sequence[str]) -> str:
+def _precision(request: Request, metadata: ModelMetadata, capabilities: Sequence[str]) -> str:
     """What the CPU shall compute in: OpenVINO would take bfloat16 for every file where it can.
 
-    It is up to twice as fast as float32 and as good as fp16 files are meant to be, but for the pixels that a sparse
-    graph computes: it has no numbers between 256 and 258.
+    It is up to twice as fast as float32 and as good as fp16 files are meant to be for networks that are sure of their
+    keypoints (`choice` looks whether this one is), but for the pixels that a sparse graph computes: it has no numbers
+    between 256 and 258.
     """
-    half = metadata.precision == "fp16" and metadata.profile == "dense" and "BF16" in capabilities
+    able = "BF16" in capabilities and not request.exact
+    half = metadata.precision == "fp16" and metadata.profile == "dense" and able
     return "bf16" if half else "f32"
 
 

@@ -14,11 +14,15 @@ class Extractor(Protocol):
     """Image → Features.
 
     name: how the user asked for it.  descriptor_size: D.  metric: ``l2`` or ``hamming``.
+    concurrent: whether several threads may extract at once.
     """
 
     name: str
     descriptor_size: int
     metric: str
+
+    @property
+    def concurrent(self) -> bool: ...
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """Features of `image` (H×W or H×W×3 BGR uint8), best first; none where `mask` (H×W uint8) is 0.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from kp_frontend.extractors.base import check_image
 from kp_frontend.extractors.options import Options
 from kp_frontend.features import Features
 from kp_frontend.images import to_gray
+from kp_frontend.per_thread import PerThread
 
 _SMALLEST = 8  # pixels a side: below, OpenCV's pyramids raise or find nothing
 
@@ -56,31 +58,35 @@ class SurfOptions(Options):
 
 
 class ClassicalExtractor:
-    """A cv2.Feature2D as an Extractor; not to be shared between threads.
+    """A cv2.Feature2D as an Extractor, one for each thread.
 
+    make: makes it.  finish: what its descriptors become.
     choose: which of the points that are found, strongest first, are described; None = all.
     """
 
+    concurrent = True
+
     def __init__(
-        self, name: str, detector: cv2.Feature2D, options: Options, *, metric: str,
+        self, name: str, make: Callable[[], cv2.Feature2D], options: Options, *, metric: str,
         finish: Callable[[np.ndarray], np.ndarray], choose: Callable[[Sequence], list] | None = None,
     ) -> None:
         self.name = name
         self.metric = metric
-        self.descriptor_size = int(detector.descriptorSize())
-        self._detector, self._top_k, self._finish, self._choose = detector, options.top_k, finish, choose
+        self._detectors: PerThread[cv2.Feature2D] = PerThread(make)
+        self.descriptor_size = int(self._detectors.get().descriptorSize())
+        self._top_k, self._finish, self._choose = options.top_k, finish, choose
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """See `Extractor.extract`."""
         check_image(image, mask)
         if min(image.shape[:2]) < _SMALLEST:
             return Features.empty(self.descriptor_size, self.metric)
-        gray = to_gray(image)
+        gray, detector = to_gray(image), self._detectors.get()
         if self._choose is not None:
-            kept = self._choose(self._detector.detect(gray, mask))[: self._top_k]
-            found, descriptors = self._detector.compute(gray, kept)
+            kept = self._choose(detector.detect(gray, mask))[: self._top_k]
+            found, descriptors = detector.compute(gray, kept)
         else:
-            found, descriptors = self._detector.detectAndCompute(gray, mask)
+            found, descriptors = detector.detectAndCompute(gray, mask)
         if not found:
             return Features.empty(self.descriptor_size, self.metric)
         count = len(found)
@@ -119,10 +125,9 @@ def _root(descriptors: np.ndarray) -> np.ndarray:
 
 def orb(name: str, options: OrbOptions) -> ClassicalExtractor:
     """ORB (Rublee et al., ICCV 2011): FAST corners by Harris response, 256 rotated binary tests."""
-    detector = cv2.ORB_create(
-        nfeatures=options.top_k, nlevels=options.levels, scaleFactor=options.scale, fastThreshold=options.fast_threshold
-    )
-    return ClassicalExtractor(name, detector, options, metric="hamming", finish=lambda descriptors: descriptors)
+    make = partial(cv2.ORB_create, nfeatures=options.top_k, nlevels=options.levels, scaleFactor=options.scale,
+                   fastThreshold=options.fast_threshold)
+    return ClassicalExtractor(name, make, options, metric="hamming", finish=lambda descriptors: descriptors)
 
 
 def sift(name: str, options: SiftOptions) -> ClassicalExtractor:
@@ -138,23 +143,21 @@ def rootsift(name: str, options: SiftOptions) -> ClassicalExtractor:
 def surf(name: str, options: SurfOptions) -> ClassicalExtractor:
     """SURF (Bay et al., ECCV 2006); InputError where OpenCV was built without it, as all wheels of PyPI are."""
     try:
-        detector = cv2.xfeatures2d.SURF_create(
-            hessianThreshold=options.contrast, extended=options.extended, upright=options.upright
-        )
+        make = partial(cv2.xfeatures2d.SURF_create, hessianThreshold=options.contrast, extended=options.extended,
+                       upright=options.upright)
+        return ClassicalExtractor(name, make, options, metric="l2", finish=_unit)
     except (AttributeError, cv2.error):
         raise InputError(
             f"{name}: OpenCV {cv2.__version__} was built without SURF; build it with opencv_contrib and "
             "-D OPENCV_ENABLE_NONFREE=ON, or use sift"
         ) from None
-    return ClassicalExtractor(name, detector, options, metric="l2", finish=_unit)
 
 
 def _sift(name: str, options: SiftOptions, finish: Callable[[np.ndarray], np.ndarray]) -> ClassicalExtractor:
     choose = _upright if options.upright else _one_per_location if options.dedupe else None
-    detector = cv2.SIFT_create(
-        nfeatures=0 if choose else options.top_k, contrastThreshold=options.contrast, edgeThreshold=options.edge
-    )
-    return ClassicalExtractor(name, detector, options, metric="l2", finish=finish, choose=choose)
+    make = partial(cv2.SIFT_create, nfeatures=0 if choose else options.top_k, contrastThreshold=options.contrast,
+                   edgeThreshold=options.edge)
+    return ClassicalExtractor(name, make, options, metric="l2", finish=finish, choose=choose)
 
 
 EXTRACTORS: dict[str, tuple[type[Options], Callable[..., ClassicalExtractor]]] = {

@@ -60,6 +60,11 @@ class _NetworkExtractor(ABC):
         self.name, self.metric, self.descriptor_size = name, metadata.metric, metadata.descriptor_size
         self.engine, self.options = engine, options
 
+    @property
+    def concurrent(self) -> bool:
+        """As the engine."""
+        return self.engine.concurrent
+
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """See `Extractor.extract`."""
         check_image(image, mask)
@@ -84,6 +89,11 @@ class LearnedExtractor(_NetworkExtractor):
         overrides = {key: getattr(options, key) for key in ("nms_radius", "border", "threshold")}
         self._decoder, self._parameters = find_decoder(engine.metadata, overrides)
         self._other = other
+
+    @property
+    def concurrent(self) -> bool:
+        """As the engine, and the other extractor if there is one."""
+        return super().concurrent and (self._other is None or self._other.concurrent)
 
     def read(self, outputs: Outputs, image: np.ndarray, view: View) -> Features:
         """Points as the option ``detector`` says, and the network's descriptors at them."""

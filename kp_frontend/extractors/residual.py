@@ -44,6 +44,11 @@ class ResidualExtractor:
         self._decoder, self._parameters = decoder, parameters
         self._detector = find_detector(name, parameters, min(options.top_k, metadata.top_k or options.top_k))
 
+    @property
+    def concurrent(self) -> bool:
+        """As the engine and the detector."""
+        return self.engine.concurrent and self._detector.concurrent
+
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """See `Extractor.extract`."""
         found = self._detector.extract(image, mask)

@@ -41,9 +41,14 @@ def first_backend(features: str, backend: str) -> str:
 
 
 def watch_engine(engine: LiveEngine | None, backend: str, reports: Reports) -> EngineBuild | None:
-    """What brings a node's network onto TensorRT, where its parameter `backend` leaves that open."""
+    """What brings a node's network onto TensorRT, where its parameter `backend` leaves that open and there is a GPU."""
     request = engine.request if engine is not None else None
     if engine is None or request is None or request.path.suffix != ".onnx" or backend not in ("auto", "tensorrt"):
+        return None
+    try:
+        open_driver()
+    except Unavailable as error:
+        reports.fact(engine_build=f"none: {error}")
         return None
     return EngineBuild(engine, request, reports)
 

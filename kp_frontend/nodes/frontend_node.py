@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from kp_frontend.nodes.inputs import Arrival, Calibration, ImageInputs, decode, 
 from kp_frontend.nodes.outputs import FeatureOutputs, OdometryOutputs, Processed
 from kp_frontend.nodes.parameters import EXTRACTOR, ODOMETRY, declare
 from kp_frontend.nodes.run import ClosingNode
-from kp_frontend.nodes.slot import Handover, NewestSlot
+from kp_frontend.nodes.slot import NewestSlot
 from kp_frontend.nodes.threads import set_threads
 from kp_frontend.odometry import OdometryConfig
 from kp_frontend.pipeline import Extracted, Frame, Frontend, FrontendOutput, Stopwatch
@@ -28,20 +29,21 @@ from kp_frontend.trackers import load_tracker
 
 @dataclass(frozen=True, eq=False)
 class _Halfway:
-    """A frame after extraction; fresh: tracks and map start anew with it."""
+    """A frame after extraction.  sequence: number of the run of images, each of which starts tracks and map anew."""
 
     arrival: Arrival
     extracted: Extracted
     frontend: Frontend
-    fresh: bool
+    sequence: int
     timings: dict[str, float]
 
 
 class FrontendNode(ClosingNode):
     """Images in, features (and poses, with `odometry`) out.
 
-    Callbacks only put messages aside; one worker thread decodes and extracts the newest, and it or, with overlap, a
-    second one follows it and publishes: frames may be dropped before extraction, none after, and their order stays.
+    Callbacks only put messages aside; a worker thread decodes and extracts the newest image, follows it and publishes.
+    With overlap there are two: a frame is extracted while the one before is followed, or itself still extracted where
+    the tracker can. Frames may be dropped before extraction, none after, and their order stays.
     Raises InputError at construction where a parameter is not valid.
     """
 
@@ -63,10 +65,15 @@ class FrontendNode(ClosingNode):
         self._poses = OdometryOutputs(self, values) if odometry else None
         self._frontend = Frontend(self._tracker)
         self._used: tuple = (None, None)
+        self._lock = threading.Lock()
         self._last_stamp: int | None = None
-        self._idle, self._fresh = False, False
-        self._second = Handover(self._follow) if overlap else None
-        self._slot: NewestSlot[Arrival] = NewestSlot(self._work, lambda arrival: self.diagnostics.drop(arrival.stamp))
+        self._idle, self._sequence = False, 0
+        self._followed = self._frontend, self._sequence
+        # What may become TensorRT between two frames runs one at a time from the start.
+        at_once = 2 if self._tracker.concurrent and self._build is None else 1
+        self._slot: NewestSlot[tuple[Arrival, int], _Halfway] = NewestSlot(
+            self._extract, lambda item: self.diagnostics.drop(item[0].stamp), self._follow,
+            threads=2 if overlap else 1, at_once=at_once)
         inputs = ImageInputs(self, values, mode, self._arrived, self.diagnostics)
         self.get_logger().info(f"{values.features}: waiting for images on {inputs.topic}")
 
@@ -82,8 +89,6 @@ class FrontendNode(ClosingNode):
         """End the worker threads."""
         if self._build is not None:
             self._build.close()
-        if self._second is not None:
-            self._second.close()
         self._slot.close()
         self.diagnostics.close()
 
@@ -92,14 +97,8 @@ class FrontendNode(ClosingNode):
         if self._poses is None and not self._features.wanted():
             self.diagnostics.count("idle")
             self._idle = True
-            return
-        self._slot.put(arrival)
-
-    def _work(self, arrival: Arrival) -> None:
-        with self._survived(arrival.stamp):
-            if self._in_time(arrival.stamp):
-                halfway = self._extract(arrival)
-                (self._follow if self._second is None else self._second.put)(halfway)
+        elif self._in_time(arrival.stamp):
+            self._slot.put((arrival, self._sequence))
 
     @contextmanager
     def _survived(self, stamp: int) -> Iterator[None]:
@@ -127,42 +126,46 @@ class FrontendNode(ClosingNode):
                 f"image stamps jump back by {(last - stamp) * 1e-9:.3f} s (a looped bag?): tracks and map start anew"
             )
         if self._idle or (last is not None and stamp < last):
-            self._idle, self._fresh = False, True
+            self._idle, self._sequence = False, self._sequence + 1
         return True
 
-    def _calibrated(self) -> None:
-        """Take a calibration that arrived or changed."""
+    def _calibrated(self) -> Frontend:
+        """The pipeline, a new one where a calibration arrived or changed."""
         camera, baseline = self._calibration.camera, self._calibration.baseline
         missing = self._calibration.missing
         if missing:
             waits = "no poses" if self._poses is not None else "bearings are 0 0 0"
             self.diagnostics.warning(f"no calibration on {missing}: {waits}; publish it or set calibration_file")
         if (camera, baseline) == self._used:
-            return
-        self._used, self._fresh = (camera, baseline), True
-        config = None
+            return self._frontend
+        self._used, config = (camera, baseline), None
         if self._poses is not None and camera is not None and not missing:
             config = OdometryConfig()
             if baseline is not None:
                 config = OdometryConfig.for_stereo(float(camera.matrix[0, 0]), baseline)
         self._frontend = Frontend(self._tracker, camera=camera, baseline=baseline, odometry=config)
+        return self._frontend
 
-    def _extract(self, arrival: Arrival) -> _Halfway:
-        self._calibrated()
-        watch = Stopwatch()
-        with watch.stage("decode"):
-            image = decode(arrival.image)
-            depth, right = self._optional(decode_depth, arrival.depth), self._optional(decode, arrival.right)
-        if self._build is not None:
-            self._build.consider(*image.shape[:2])
-        extracted = self._frontend.extract(Frame(arrival.stamp, image, depth=depth, right=right))
-        fresh, self._fresh = self._fresh, False
-        return _Halfway(arrival, extracted, self._frontend, fresh, watch.timings)
+    def _extract(self, item: tuple[Arrival, int]) -> _Halfway | None:
+        arrival, sequence = item
+        with self._survived(arrival.stamp):
+            with self._lock:
+                frontend = self._calibrated()
+            watch = Stopwatch()
+            with watch.stage("decode"):
+                image = decode(arrival.image)
+                depth, right = self._optional(decode_depth, arrival.depth), self._optional(decode, arrival.right)
+            if self._build is not None:
+                self._build.consider(*image.shape[:2])
+            extracted = frontend.extract(Frame(arrival.stamp, image, depth=depth, right=right))
+            return _Halfway(arrival, extracted, frontend, sequence, watch.timings)
+        return None
 
     def _follow(self, halfway: _Halfway) -> None:
         arrival, frontend, watch = halfway.arrival, halfway.frontend, Stopwatch()
         with self._survived(arrival.stamp):
-            if halfway.fresh:
+            if (frontend, halfway.sequence) != self._followed:
+                self._followed = frontend, halfway.sequence
                 frontend.reset()
                 if self._poses is not None:
                     self._poses.reset()

@@ -41,7 +41,8 @@ class MatcherNode(ClosingNode):
         self.values = declare(self, MATCHER)
         self.diagnostics = Diagnostics(self, self.values.diagnostics_window, {"model": self.values.method})
         self._matches = advertise(self, PointCloud2, "matches")
-        self._slot: NewestSlot[tuple] = NewestSlot(self._work, lambda pair: self.diagnostics.drop(_stamp(pair[0])))
+        self._slot: NewestSlot[tuple, None] = NewestSlot(
+            self._work, lambda pair: self.diagnostics.drop(_stamp(pair[0])))
         self._sync = StampSynchronizer(["b"], self._together, round(self.values.sync_tolerance * 1e9))
         self._other_topic = self.resolve_topic_name("features_b")
         subscribe(self, PointCloud2, "features_a", self._first)

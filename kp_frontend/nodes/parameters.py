@@ -65,7 +65,7 @@ EXTRACTOR = (
     Parameter("features", "orb", "orb, sift, rootsift, gftt_lk, a model name, a path to .onnx; options after a colon"),
     Parameter("top_k", 1000, "most keypoints in a frame", low=1, high=20000),
     Parameter("backend", "auto", "what runs a learned model", choices=get_args(Backend)),
-    Parameter("overlap", "auto", "extract a frame while the one before is matched and published; auto: on 2 cores up",
+    Parameter("overlap", "auto", "begin a frame while the one before is still in work; auto: on 2 cores up",
               choices=OVERLAPS),
     Parameter("threads", 0, "of a learned model on a CPU; 0 = one a core", low=0, high=256),
     Parameter("opencv_threads", 0, "of OpenCV; 0 = one a core", low=0, high=256),

@@ -1,4 +1,4 @@
-"""Items that go from thread to thread: where the newest wins, and where none is lost."""
+"""Items that go from thread to thread, where the newest wins."""
 
 from __future__ import annotations
 
@@ -7,48 +7,29 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-class _Worker(Generic[Item]):
-    """Calls `work`, without a lock held, in a thread of its own with what is put before it, one item at a time."""
+class NewestSlot(Generic[Item, Result]):
+    """Hands items to `work`, and what that makes of them, in their order, to `then`, in threads of its own.
 
-    def __init__(self, work: Callable[[Item], None]) -> None:
-        self._work = work
-        self._pending: list[Item] = []  # one at most
-        self._busy = self._closed = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
-        self._thread.start()
-
-    def close(self, timeout: float = 5.0) -> None:
-        """Stop after the item in work; the pending one is left. Waits up to `timeout` seconds."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._busy = False
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: self._closed or self._pending)
-                if self._closed:
-                    return
-                item, self._busy = self._pending.pop(), True
-            self._work(item)
-
-
-class NewestSlot(_Worker[Item]):
-    """Hands items to `work` in a thread of its own, one at a time.
-
-    While `work` is busy one item waits; a newer one takes its place, and the older goes to `dropped`.
-    Both are called without a lock held; `dropped` runs in the thread that puts.
+    One item waits until there is a thread for it; a newer one takes its place, and the older goes to `dropped`.
+    threads: items in work at a time.  at_once: of these in `work`; `then` has one at a time.  `then` is not called for
+    a None.  All are called without a lock held and must not raise; `dropped` runs in the thread that puts.
     """
 
-    def __init__(self, work: Callable[[Item], None], dropped: Callable[[Item], None]) -> None:
-        self._dropped = dropped
-        super().__init__(work)
+    def __init__(
+        self, work: Callable[[Item], Result | None], dropped: Callable[[Item], None],
+        then: Callable[[Result], None] = lambda result: None, threads: int = 1, at_once: int = 1,
+    ) -> None:
+        self._work, self._dropped, self._then = work, dropped, then
+        self._pending: list[Item] = []  # one at most
+        self._taken = self._ended = 0
+        self._free, self._closed = at_once, False
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._run, name="NewestSlot", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, item: Item) -> None:
         """Make `item` the pending one."""
@@ -58,16 +39,32 @@ class NewestSlot(_Worker[Item]):
         for old in replaced:
             self._dropped(old)
 
-
-class Handover(_Worker[Item]):
-    """Hands items to `work` in a thread of its own, one at a time, in order, and none is lost.
-
-    Who puts one waits until the item before is done, so nothing grows old in a queue.
-    """
-
-    def put(self, item: Item) -> None:
-        """Start work on `item` as soon as that on the one before has ended; after `close` it is left."""
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop after what is being done; what waits is left. Waits up to `timeout` seconds for each thread."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or not (self._pending or self._busy))
-            self._pending = [item]
+            self._closed = True
             self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or (self._pending and self._free))
+                if self._closed:
+                    return
+                item, number = self._pending.pop(), self._taken
+                self._taken, self._free = self._taken + 1, self._free - 1
+            result = self._work(item)
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
+                while not self._closed and self._ended < number:
+                    self._changed.wait()
+                if self._closed:
+                    return
+            if result is not None:
+                self._then(result)
+            with self._changed:
+                self._ended += 1
+                self._changed.notify_all()

@@ -81,12 +81,16 @@ class Tracked:
 
 
 class Tracker(Protocol):
-    """Images in order of time → features with identities.  name: as the user asked for it.
+    """Images in order of time → features with identities.
 
+    name: as the user asked for it.  concurrent: whether several threads may be in `extract` at once.
     `extract` depends on its image only: one thread may be in it while another is in the rest, with an earlier image.
     """
 
     name: str
+
+    @property
+    def concurrent(self) -> bool: ...
 
     def track(self, image: np.ndarray, mask: np.ndarray | None = None) -> Tracked:
         """Extract and follow the next image."""

@@ -47,6 +47,11 @@ class DescriptorTracker(Tracker):
         self._next_id = 1
         self.reset()
 
+    @property
+    def concurrent(self) -> bool:
+        """As the extractor."""
+        return self.extractor.concurrent
+
     def reset(self) -> None:
         """Forget all tracks; ids are not used again."""
         self._bank: _Bank | None = None

@@ -25,6 +25,8 @@ class FlowTracker(Tracker):
     Its features have no descriptors (N×0); their scores are those of the corner when it was detected.
     """
 
+    concurrent = True
+
     def __init__(self, config: TrackerConfig | None = None, top_k: int = 1000) -> None:
         self.config = config or TrackerConfig()
         self.name = FLOW

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kp_frontend.engines.base import EngineLost, Request, Unavailable, check_graph, check_input
+from kp_frontend.engines.base import EngineLost, Request, Unavailable, check_graph
 from kp_frontend.engines.pytorch.graph import Call, Graph, plan, read_graph, run
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import ModelMetadata, read_metadata
@@ -82,6 +82,8 @@ class Capture:
 class PyTorchEngine:
     """A network on the first GPU, or on the CPU where there is none; see `engines.Engine`."""
 
+    concurrent = False
+
     def __init__(self, graph: Graph, metadata: ModelMetadata, device: torch.device) -> None:
         self.metadata, self.outputs = metadata, graph.outputs
         self.backend = f"pytorch ({'CUDA' if device.type == 'cuda' else 'CPU'})"
@@ -92,7 +94,6 @@ class PyTorchEngine:
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
         """See `engines.Engine.run`."""
-        check_input(image, self.metadata)
         with _gpu_errors(EngineLost, self._device), torch.inference_mode(), _exact():
             return dict(zip(self.outputs, self._run({"image": image, **points})))
 

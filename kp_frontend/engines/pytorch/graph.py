@@ -6,6 +6,7 @@ waits for the host, as a CUDA graph wants it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,11 @@ class Call:
     node: Node
     arguments: tuple[Any, ...]
     spent: tuple[str, ...] = field(default=())
+
+    def results(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the node makes of `values`, by name."""
+        arguments = [values[argument] if isinstance(argument, str) else argument for argument in self.arguments]
+        return dict(zip(self.node.outputs, self.node.results(arguments)))
 
 
 def read_graph(model: Any, half: bool) -> Graph:
@@ -123,13 +129,14 @@ def _arguments(
 
 
 def plan(graph: Graph, inputs: Mapping[str, Tensor], place: Callable[[str, Tensor], Tensor]) -> list[Call]:
-    """The calls for inputs of these sizes and types; `inputs` themselves are not computed with.
+    """The calls for inputs of these sizes and types, made once to know the sizes between.
 
+    On tensors without values (PyTorch's "meta") that would be for nothing, but they import a compiler, for seconds.
     place: (name, tensor on the CPU) → where the calls shall find it.
     """
     known = dict(graph.known)
-    values = known | {name: value.to("meta") for name, value in inputs.items()}
-    calls = []
+    values, calls = known | dict(inputs), []
+    uses = Counter(name for node in graph.nodes for name in node.inputs) + Counter(graph.outputs)
 
     def found(name: str, value: Tensor) -> Any:
         return place(name, value) if name in known else name
@@ -140,14 +147,14 @@ def plan(graph: Graph, inputs: Mapping[str, Tensor], place: Callable[[str, Tenso
             known |= results
         else:
             _check_sizes(node, known)
-            results = dict(zip(node.outputs, node.results(_arguments(node, values, _shape_only))))
             calls.append(Call(node, _arguments(node, values, found)))
+            results = calls[-1].results(values)
         values |= results
+        uses.subtract(node.inputs)
+        for name in node.inputs:
+            if not uses[name] and name not in known:
+                values.pop(name, None)
     return _spending(calls, graph.outputs)
-
-
-def _shape_only(name: str, value: Tensor) -> Tensor:
-    return value.to("meta")
 
 
 def _check_sizes(node: Node, known: Mapping[str, Tensor]) -> None:
@@ -169,8 +176,7 @@ def _spending(calls: Sequence[Call], outputs: Sequence[str]) -> list[Call]:
 def run(calls: Sequence[Call], values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Make the calls; values: the inputs, on the device; gets the outputs and loses all else."""
     for call in calls:
-        arguments = [values[argument] if isinstance(argument, str) else argument for argument in call.arguments]
-        values |= zip(call.node.outputs, call.node.results(arguments))
+        values |= call.results(values)
         for name in call.spent:
             values.pop(name, None)
     return values

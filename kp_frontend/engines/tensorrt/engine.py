@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kp_frontend.engines.base import EngineLost, Unavailable, check_input
+from kp_frontend.engines.base import EngineLost, Unavailable
 from kp_frontend.engines.cuda_driver import Buffer, CudaError, Driver, Graph, OutOfMemory, Stream
 from kp_frontend.engines.tensorrt.library import last_error, logger_of, out_of_memory
 from kp_frontend.engines.tensorrt.plan_file import Header
@@ -40,6 +40,8 @@ class TensorrtEngine:
     Raises InputError where TensorRT does not take the plan, Unavailable where the GPU is lost or has not memory enough.
     """
 
+    concurrent = False
+
     def __init__(self, trt: Any, driver: Driver, header: Header, plan: bytes, metadata: ModelMetadata) -> None:
         self._trt, self._driver, self._header, self.metadata = trt, driver, header, metadata
         self.backend, self.sizes = f"{trt.__name__} ({driver.gpu.name})", header.recipe.sizes
@@ -64,7 +66,6 @@ class TensorrtEngine:
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
         """See `engines.Engine.run`; Unavailable for a size that it was not built for."""
-        check_input(image, self.metadata)
         inputs = {"image": image, **points}
         try:
             self._driver.use()
