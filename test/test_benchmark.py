@@ -15,8 +15,7 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from kp_frontend import benchmark_report
-from kp_frontend.benchmarks import command, frontend, node
+from kp_frontend.benchmarks import command, frontend, node, report
 from kp_frontend.benchmarks.camera import photograph_video
 from kp_frontend.errors import InputError
 from kp_frontend.replay import provenance
@@ -129,17 +128,17 @@ def test_node_over_dds(tmp_path, monkeypatch, capsys):
 
 def test_comparison_says_what_is_slower(tmp_path, capsys):
     file = tmp_path / "then.json"
-    benchmark_report.write_figures(file, ["x"], {"medians": {"a": 10.0, "b": 10.0, "gone": 1.0, "zero": 0.0}})
+    report.write_figures(file, ["x"], {"medians": {"a": 10.0, "b": 10.0, "gone": 1.0, "zero": 0.0}})
     now = {"a": 12.0, "b": 5.0, "new": 3.0, "zero": 1.0}
-    earlier = benchmark_report.read_earlier(file)
-    assert benchmark_report.compare(now, earlier["medians"]) == {"a": 1.2, "b": 0.5}
+    earlier = report.read_earlier(file)
+    assert report.compare(now, earlier["medians"]) == {"a": 1.2, "b": 0.5}
     console = Console(force_terminal=True, width=100, color_system="standard")
-    benchmark_report.show_comparison(console, now, earlier)
+    report.show_comparison(console, now, earlier)
     lines = capsys.readouterr().out.splitlines()
     assert any("\x1b[31ma " in line and "1.20" in line for line in lines)
     assert any("\x1b[32mb " in line and "0.50" in line for line in lines)
     assert lines[-1] == "not in this run: 1 of its times"
-    benchmark_report.show_comparison(console, now, {**earlier, "machine": "another"})
+    report.show_comparison(console, now, {**earlier, "machine": "another"})
     assert "another machine" in capsys.readouterr().out
 
 
@@ -161,4 +160,4 @@ def test_a_file_without_medians_is_no_earlier_run(tmp_path):
     for content in ("[]", "{}", "no json"):
         file.write_text(content)
         with pytest.raises(InputError, match=r"--compare .*other\.json"):
-            benchmark_report.read_earlier(file)
+            report.read_earlier(file)

@@ -190,7 +190,7 @@ def test_whole_command(tmp_path, capsys):
     """A tiny model on the CPU, beside a backend that is not there and an earlier run."""
     tiny = full_model(tmp_path / "tiny.onnx", full_metadata())
     file, plot, earlier = tmp_path / "figures.json", tmp_path / "other.png", tmp_path / "earlier.json"
-    name = "tiny fp32 dense 96×128 k=50 onnxruntime"
+    name = "tiny fp32 dense 128×96 k=50 onnxruntime"
     earlier.write_text(json.dumps({"medians": {name: 1e-3}}))
     words = ["model", "--features", str(tiny), "--backends", "onnxruntime", "cuda", "--precisions", "fp32", "fp16",
              "--profiles", "dense", "--sizes", "96x128", "--top-k", "50", "--pairs", "1", "--repeats", "2"]
@@ -210,5 +210,5 @@ def test_whole_command(tmp_path, capsys):
     assert "tiny fp16 dense: no fp16 dense file, and no tiny.ckpt" in reasons
     assert written["medians"][name] == row["whole"]["p50"]
     shown = capsys.readouterr().out
-    for said in ("now / then", "left out: cuda: ", "96×128", "Cor-3"):
+    for said in ("now / then", "left out: cuda: ", "128×96", "Cor-3"):
         assert said in shown

@@ -178,7 +178,7 @@ def test_ctrl_c_shows_what_was_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("kp_frontend.isolated.call_isolated", lambda *_, **__: 140.0)
     assert command.main(["training", "--methods", "kp2d"]) == 130
     shown = capsys.readouterr().out
-    assert "240×320" in shown
+    assert "320×240" in shown
     assert "left out: kp2d compact train and what comes after it: stopped" in shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from kp_training.__main__ import main
 from kp_training.cli import export
 from kp_training.deployment import metadata_of, torch_extractor
 from kp_training.export import onnx as exporting
+from kp_training.export import ranges
 from kp_training.export.checks import BOUNDS, Sample, figures_of
 from kp_training.export.half import Half
 from kp_training.export.images import calibration_images, check_images
@@ -183,7 +185,9 @@ def test_a_fixed_size_is_in_the_graph(compact, tmp_path, precision):
 
 
 @pytest.mark.parametrize(("variant", "target"), [("kp2d-compact", "cpu"), ("residual", "tensorrt")])
-def test_int8_is_calibrated_and_checked(variant, target, tmp_path):
+def test_int8_is_calibrated_and_checked(variant, target, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranges, "STEP", 0.5)  # fewer to try, on fewer images
+    monkeypatch.setattr(ranges, "COMPARED", 1)
     made, path = _exported(variant, tmp_path), tmp_path / "int8.onnx"
     images = [image[:128, :160] for image in calibration_images(None)[:3]]
     figures = made.export(path, calibration=images, precision="int8", quantized_for=target, input_dtype="uint8")
@@ -243,13 +247,79 @@ def test_figures_by_hand():
 
     sample = Sample(rng.integers(0, 256, (64, 64), np.uint8), {})
     same = figures_of([Shifted(0)], Shifted(0), [sample])
-    assert same == {"difference": 0, "difference_rms": 0, "scores": 0, "cosine": pytest.approx(1), "within_pixel": 1}
+    assert same == {"difference": 0, "difference_rms": 0, "scores": 0, "cosine": pytest.approx(1), "within_pixel": 1,
+                    "extra": 0, "points": 1}
     near, far = (figures_of([Shifted(0), Shifted(by, -1.0)], Shifted(0), [sample]) for by in (1, 2))
     assert (near["within_pixel"], far["within_pixel"]) == (1, 0)
+    assert (near["extra"], far["extra"]) == (0, 1)
     assert near["cosine"] == pytest.approx(0, abs=1e-6)
     assert near["scores"] == 0
     assert near["difference"] == pytest.approx(2)  # of the descriptors: 1 became -1
     assert near["difference_rms"] == pytest.approx(2 ** 0.5)  # of the scores: all of them, twice
+
+
+@dataclass
+class Listed:
+    """A sparse engine that gives the keypoints of a list, of one score."""
+
+    count: int
+    score: float
+    metadata = ModelMetadata("m", "v", "full", 1, 1, profile="sparse", top_k=300)
+    backend, outputs = "test", ("keypoints", "scores", "descriptors")
+
+    def run(self, image):
+        found, (y, x) = np.arange(300) < self.count, np.divmod(np.arange(300, dtype=np.float32), 16)
+        return {"keypoints": np.stack([4 * x, 4 * y], 1)[None], "scores": np.float32(self.score) * found[None],
+                "descriptors": np.ones((1, 300, 1), np.float32)}
+
+
+class Grid:
+    """A dense engine with `count` maxima of score 1, where `Listed` gives its keypoints; border 0."""
+
+    backend, outputs, metadata = "test", ("scores", "descriptors"), replace(Listed.metadata, profile="dense", top_k=0)
+
+    def __init__(self, count):
+        self.scores = np.zeros((1, 1, 80, 64), np.float32)
+        index = np.arange(count)
+        self.scores[0, 0, 4 * (index // 16), 4 * (index % 16)] = 1
+
+    def run(self, image):
+        return {"scores": self.scores, "descriptors": np.ones((1, 1, 80, 64), np.float32)}
+
+
+SAMPLE = Sample(np.zeros((80, 64, 3), np.uint8), {})
+
+
+@pytest.mark.parametrize(("count", "expected", "broken"), [
+    (100, {"within_pixel": 1, "extra": 0, "points": 1}, []),
+    (50, {"within_pixel": 0.5, "extra": 0, "points": 0.5}, ["within_pixel is 0.5", "points is 0.5"]),
+    (200, {"within_pixel": 1, "extra": 0.5, "points": 0.5}, ["extra is 0.5, at most 0.02", "points is 0.5"]),
+    (0, {"within_pixel": 0, "points": 0}, ["within_pixel is 0", "points is 0, at least 0.9"]),
+])
+def test_keypoints_too_many_or_too_few_are_seen(count, expected, broken):
+    figures = figures_of([Listed(count, 1.0)], Grid(100), [SAMPLE, SAMPLE], BOUNDS["fp32"].margin)
+    assert {name: figures[name] for name in expected} == expected
+    assert ("extra" in figures) == ("extra" in expected)
+    said = BOUNDS["fp32"].broken(figures)
+    assert all(words in said for words in broken)
+    assert bool(said) == bool(broken)
+
+
+def test_few_keypoints_and_none_are_not_the_same():
+    """Too few for shares, but not for there being none; extra ones at the threshold may be there."""
+    assert figures_of([Listed(0, 1.0)], Grid(5), [SAMPLE])["points"] == 0
+    assert figures_of([Listed(5, 1.0)], Grid(0), [SAMPLE])["points"] == 0
+    assert figures_of([Listed(0, 1.0)], Grid(0), [SAMPLE]) == {"scores": 0}
+    assert "extra" not in figures_of([Listed(100, 0.01)], Grid(50), [SAMPLE], margin=0.02)
+
+
+def test_a_sparse_file_that_nothing_was_seen_of_is_not_written(compact, tmp_path):
+    blank = [np.zeros((96, 128, 3), np.uint8)]
+    metadata = replace(compact.metadata, decoder_parameters={**compact.metadata.decoder_parameters, "threshold": 1.0})
+    made = replace(metadata, profile="sparse", top_k=50)
+    with pytest.raises(InputError, match="finds a keypoint on 1 images"):
+        exporting.export_onnx(compact.module, ("scores", "descriptors"), made, tmp_path / "m.onnx", blank)
+    assert not list(tmp_path.iterdir())
 
 
 def test_size_frozen_into_the_graph_is_not_written(tmp_path):
@@ -320,11 +390,18 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, words, message):
 
 
 def test_weights_alone_keep_the_metrics_of_the_training(run, tmp_path):
-    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    first, second, figures = tmp_path / "first.ckpt", tmp_path / "second.ckpt", tmp_path / "figures.json"
+    written = []
     for source, target in ((run, first), (first, second), (second, tmp_path / "m.onnx")):
-        assert main(["export", str(source), "--output", str(target)]) == 0
+        assert main(["export", str(source), "--output", str(target), "--json", str(figures)]) == 0
+        written.append(json.loads(figures.read_text()))
     (measured,) = open_run(run).metrics().values()
-    assert read_metadata(tmp_path / "m.onnx").metrics == measured | {"steps": 2}
+    metadata = read_metadata(tmp_path / "m.onnx")
+    assert metadata.metrics == measured | {"steps": 2}
+    said = {"file": str(second), "bytes": second.stat().st_size, "method": "kp2d", "stage": "train", "steps": 2,
+            "metrics": measured}
+    assert written[1].items() >= said.items()
+    assert written[2]["checks"] == metadata.checks
 
 
 def test_words_say_where_keypoints_were_not_compared():

@@ -100,7 +100,7 @@ def test_the_page_of_a_gpu(gpu, tmp_path, capsys):
     ({"xml": ""}, "- Tests on the GPU: pytest gave no result; see"),
     ({"xml": "<testsuites/>"}, "- Tests on the GPU: none was found; see"),
     ({"results": []}, "- Engines on the GPU: gave no figures; see"),
-    ({"left_out": ["superpoint fp16 sparse 480×640 k=1000 cuda: cuda disagrees"]}, "k=1000 cuda: cuda disagrees\n"),
+    ({"left_out": ["superpoint fp16 sparse 640×480 k=1000 cuda: cuda disagrees"]}, "k=1000 cuda: cuda disagrees\n"),
 ])
 def test_what_fails_is_said_and_is_the_exit_code(gpu, tmp_path, capsys, change, words):
     gpu.results = [row("tensorrt", 0.84)]

@@ -15,8 +15,8 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("._
 TORCH = "kp_frontend.engines.pytorch"
 """The only room of the runtime that may import PyTorch."""
 BACKENDS = {"torch", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
-TOPS = ("kp_frontend.nodes", "kp_frontend.replay", "kp_frontend.benchmarks", "kp_frontend.benchmark_report",
-        "kp_frontend.demo", "kp_frontend.__main__", "kp_frontend.command_line")
+TOPS = ("kp_frontend.nodes", "kp_frontend.replay", "kp_frontend.benchmarks", "kp_frontend.demo",
+        "kp_frontend.__main__", "kp_frontend.command_line")
 """Nodes and command lines: what the rest of the runtime does not know."""
 
 

@@ -25,7 +25,14 @@ from kp_frontend.errors import InputError
 from kp_frontend.geometry import invert, so3_exp, transform
 from kp_training.data.overlap import GRID, depth_overlap, pose_overlap, scene_distance
 from kp_training.data.posed import PosedFrame
-from kp_training.data.posed_pairs import PosedBatch, PosedPairConfig, PosedPairs, make_view
+from kp_training.data.posed_pairs import (
+    LEAST_SHARED,
+    PosedBatch,
+    PosedPairConfig,
+    PosedPairs,
+    make_view,
+    share_something,
+)
 from kp_training.geometry.homography import warp_points
 from kp_training.geometry.sampling import pixel_grid, sample
 from kp_training.geometry.warps import PosedView, Reprojection
@@ -229,6 +236,32 @@ def test_frames_that_see_nothing_of_each_other_are_no_pairs_by_offset():
     assert len(PosedPairs([plane_scene(5)], config, 0).pairs[0]) == 9
     with pytest.raises(InputError, match="frames 1 to 2 apart see nothing of each other by their depth"):
         PosedPairs([plane_scene(3, step=20)], replace(config, most_offset=2), 0)
+
+
+def shared(item: PosedBatch) -> float:
+    """Share of all pixels of view 0 that view 1 sees."""
+    height, width = item.depth0.shape
+    warped = batch_of(item).warp()(pixel_grid(height, width).reshape(1, -1, 2))
+    return float(warped.visible.float().mean())
+
+
+@pytest.mark.parametrize("config", [PLAIN, CLOSE, TURNED])
+def test_views_that_share_nothing_are_drawn_again(config):
+    """Of frames that are 1 m apart and 2.7 m wide, those by offset may be up to 7 m apart."""
+    scene, config = plane_scene(8, step=1.0), replace(config, choice="offset", least_offset=1, most_offset=7)
+    data = PosedPairs([scene], config, 0)
+    assert min(shared(data[n]) for n in range(20)) > 0.5 * LEAST_SHARED
+    drawn = {tuple(pair) for pair in data.pairs[0].tolist()}
+    assert {(0, 7), (0, 6), (1, 7)} < drawn  # which see nothing of each other
+
+
+def test_what_is_shared_is_as_much_as_the_warp_says():
+    """A step to the right of so much that a little is left of what was seen, and nothing."""
+    rng = np.random.default_rng(0)
+    for step, expected in ((0.1, True), (2.0, True), (4.0, False), (50.0, False)):
+        scene = plane_scene(2, step=step)
+        views = [make_view(scene[k], PLAIN, rng) for k in range(2)]
+        assert share_something(*views) == share_something(*views[::-1]) == expected, step
 
 
 def test_pairs_by_overlap_are_those_within_the_limits():

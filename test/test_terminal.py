@@ -11,7 +11,7 @@ pytest.importorskip("rich")
 from rich.console import Console
 from rich.table import Table
 
-from kp_frontend.benchmark_report import show_targets
+from kp_frontend.benchmarks.report import show_targets
 from kp_frontend.progress import progress_bar
 from kp_frontend.terminal import show_line, table_console
 

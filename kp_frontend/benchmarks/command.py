@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kp_frontend.benchmark_report import Report, add_report_options, draw_bars, show_targets
 from kp_frontend.benchmarks.frontend import (
     LEAST_FRAMES,
     Figures,
@@ -21,6 +20,7 @@ from kp_frontend.benchmarks.frontend import (
 )
 from kp_frontend.benchmarks.node import RATES, draw, measure_node
 from kp_frontend.benchmarks.node import table as node_table
+from kp_frontend.benchmarks.report import Report, add_report_options, draw_bars, show_targets
 from kp_frontend.errors import InputError
 from kp_frontend.extractors import EXTRACTORS, TRACKERS, parse_spec
 from kp_frontend.extractors import load_extractor as check_features

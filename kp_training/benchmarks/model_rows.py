@@ -57,7 +57,7 @@ class Row:
     @property
     def name(self) -> str:
         """Of the row, in plots, errors and comparisons."""
-        size = f"{self.height}×{self.width}" * bool(self.height)
+        size = f"{self.width}×{self.height}" * bool(self.height)
         return " ".join(filter(None, [self.features, self.label, size, f"k={self.top_k}", self.backend]))
 
 

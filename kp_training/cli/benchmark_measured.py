@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kp_frontend.benchmark_report import show_targets, write_figures
+from kp_frontend.benchmarks.report import show_targets, write_figures
 from kp_frontend.errors import InputError
 from kp_frontend.progress import Progress
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kp_frontend.benchmark_report import Report, add_report_options, frame_rows, show_targets
+from kp_frontend.benchmarks.report import Report, add_report_options, frame_rows, show_targets
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.model_file import CHOICES
 from kp_frontend.progress import Progress, progress_of_parts
@@ -35,7 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--precisions", nargs="+", default=CHOICES["precision"], choices=CHOICES["precision"],
         help="files that do not ship are exported from NAME.ckpt beside NAME.onnx (default: all)")
     add("--profiles", nargs="+", default=CHOICES["profile"], choices=CHOICES["profile"], help="default: both")
-    add("--sizes", nargs="+", metavar="HxW", default=["480x640"], help="of the images (default 480x640)")
+    add("--sizes", nargs="+", metavar="HEIGHTxWIDTH", default=["480x640"],
+        help="of the images, height first (default 480x640, for images that are 640 wide)")
     add("--top-k", nargs="+", type=int, metavar="K", default=[1000], help="points (default 1000)")
     add("--pairs", type=int, default=18, help="of photographs, for the accuracy; 0 = none (default %(default)s)")
     add("--repeats", type=int, default=30, help="runs of each row; slow rows make fewer (default %(default)s)")
@@ -145,7 +146,7 @@ def table(measured: Sequence[ModelFigures]) -> Table:
 
     from kp_training.benchmarks.model_rows import METRICS
 
-    sizes = list(dict.fromkeys(f"{each.row.height}×{each.row.width}" for each in measured if each.row.height))
+    sizes = list(dict.fromkeys(f"{each.row.width}×{each.row.height}" for each in measured if each.row.height))
     one_size = len(sizes) == 1
     title = "A frame, image in → keypoints and descriptors in hand, ms" + f"; {sizes[0]}" * one_size
     shown = Table(title=title, box=box.SIMPLE, pad_edge=False, collapse_padding=True, title_justify="left",
@@ -166,7 +167,7 @@ def table(measured: Sequence[ModelFigures]) -> Table:
         parity = [facts.within, facts.cosine] if facts.within == facts.within else [None, None]
         shares = [*parity, *(facts.accuracy.get(name) for name in METRICS)]
         shown.add_row(
-            row.features, row.label, _short(facts.engine), *[f"{row.height}×{row.width}"] * (not one_size),
+            row.features, row.label, _short(facts.engine), *[f"{row.width}×{row.height}"] * (not one_size),
             f"{facts.keypoints:.0f}", *("" if value is None else f"{value:.2f}" for value in times),
             *("" if value is None else f"{value:.3f}" for value in shares),
         )

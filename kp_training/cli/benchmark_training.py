@@ -34,7 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="as of train; default: photographs of 640×480, and one procedural scene for methods that need poses")
     add("--steps", type=int, default=8, help="to measure, after two that are not (default %(default)s)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    add("--size", metavar="HxW", help="of the views in pixels; default: the paper's")
+    add("--size", metavar="HEIGHTxWIDTH",
+        help="of the views in pixels, height first, as in 240x320; default: the paper's")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
 
 
@@ -118,7 +119,7 @@ def table(measured: Sequence[Figures]) -> Table:
         cells = [f"{row.images:.1f}", f"{row.step.p50:.0f}", f"{row.step.p90:.0f}", f"{row.memory:.0f}",
                  f"{row.waiting:.0%}", *([f"{row.augmenting:.0%}"] * on_device), f"{row.loader_images:.1f}"]
         batch = f"{row.batch}" if row.batch == row.own_batch else f"{row.batch} (memory; {row.own_batch})"
-        shown.add_row(f"{row.method} {row.variant}", row.stage, f"{row.height}×{row.width}", batch, *cells)
+        shown.add_row(f"{row.method} {row.variant}", row.stage, f"{row.width}×{row.height}", batch, *cells)
     return shown
 
 

@@ -94,14 +94,15 @@ def _parser() -> argparse.ArgumentParser:
                     "the file was exported in. It goes into a cache, where the runtime finds it; what is there is not "
                     "built again. Building takes from seconds to minutes.",
         epilog="build_engine list shows the cache; build_engine clean [--older-than DAYS | --all] empties it. Without "
-               "a size, the engine runs images from 64x64 to 1920x1088; one for a single size is faster.",
+               "a size, the engine runs images from 64×64 to 1920×1088 (width × height); one for a single size is "
+               "faster.",
     )
     add = parser.add_argument
     add("model", metavar="MODEL.onnx", help="a path, or the name of a model that ships")
     add("--height", type=int, default=0, metavar="H", help="height of the camera's images in pixels")
     add("--width", type=int, default=0, metavar="W", help="their width")
-    add("--min-size", metavar="HxW", help="smallest image, where the size varies")
-    add("--max-size", metavar="HxW", help="largest image; memory is reserved for it")
+    add("--min-size", metavar="HEIGHTxWIDTH", help="smallest image, where the size varies, height first: 240x320")
+    add("--max-size", metavar="HEIGHTxWIDTH", help="largest image, height first: 1080x1920; memory is reserved for it")
     add("--output", type=Path, metavar="FILE.engine", help="write this file instead of one in the cache")
     add("--workspace", type=int, default=0, metavar="MB",
         help="most scratch memory that a layer may take (default: all that is free)")

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.progress import progress_bar
 from kp_frontend.resources import make_folders
+from kp_training.cli.image_size import say_upright
 
 if TYPE_CHECKING:
     from kp_training.evaluation.relative_pose.pairs import PoseSource
+    from kp_training.evaluation.sequences import Size
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +48,8 @@ def add_homography(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="DIR", help="folder of sequences (1.png …, H_1_2 …), or of photographs (photos:DIR)")
     add("--preset", nargs="+", default=["shared"],
         help="protocols, a table each: shared (ours, default), kp2d, silk, d2net")
-    add("--size", help="WIDTHxHEIGHT that images are stretched to, shortN, longN or full, instead of the preset's own")
+    add("--size", metavar="WIDTHxHEIGHT", help="that images are stretched to, width first, as in 640x480; or shortN, "
+        "longN or full; instead of the preset's own")
     add("--top-k", type=int, help="points an image, instead of the preset's own")
     add("--pairs", type=int, help="how many pairs to make from photographs (default 300)")
     add("--seed", type=int, help="of the pairs made from photographs (default 0)")
@@ -66,7 +69,8 @@ def add_relative_pose(parser: argparse.ArgumentParser) -> None:
     add("--pairs", type=int, metavar="N", help="at most so many of each kind (default: all by stride, 300 by overlap)")
     add("--preset", default="shared", help="shared (ours, default), scannet, scannet_refined, yfcc or megadepth")
     add("--solver", nargs="+", default=["poselib", "opencv"], help="poselib, opencv, or both (default)")
-    add("--size", help="WIDTHxHEIGHT, shortN, longN or full, instead of the preset's own")
+    add("--size", metavar="WIDTHxHEIGHT", help="width first, as in 640x480; or shortN, longN or full; instead of the "
+        "preset's own")
     add("--top-k", type=int, help="points an image, instead of the preset's own")
     add("--seed", type=int, default=0, help="of estimators and of pairs by overlap (default 0)")
     add("--repeats", type=int, default=3, help="seeds that figures are averaged over (default 3)")
@@ -79,12 +83,11 @@ def evaluate_homography(options: argparse.Namespace) -> int:
     from kp_training.evaluation.homography import cached_extractor, evaluate, open_pairs
     from kp_training.evaluation.protocols import PRESETS, choose_setting
     from kp_training.evaluation.report import conclude, print_table, to_json
-    from kp_training.evaluation.sequences import Size
 
     for preset in options.preset:
         if preset not in PRESETS:
             raise unknown_name("preset", preset, PRESETS)
-    size = Size.parse(options.size) if options.size else None
+    size = _size(options.size)
     settings = [choose_setting(preset, size, options.top_k) for preset in dict.fromkeys(options.preset)]
     features = list(dict.fromkeys(options.features))
     jobs = _jobs(options.jobs)
@@ -117,9 +120,8 @@ def evaluate_relative_pose(options: argparse.Namespace) -> int:
     from kp_training.evaluation.relative_pose.protocols import choose_pose_setting
     from kp_training.evaluation.relative_pose.report import conclude_poses, poses_to_json, print_poses
     from kp_training.evaluation.relative_pose.scoring import evaluate_poses, open_matcher
-    from kp_training.evaluation.sequences import Size
 
-    size = Size.parse(options.size) if options.size else None
+    size = _size(options.size)
     setting = choose_pose_setting(options.preset, size, options.top_k, options.solver, options.repeats, options.seed)
     features, jobs = list(dict.fromkeys(options.features)), _jobs(options.jobs)
     setting.estimators()
@@ -138,6 +140,17 @@ def evaluate_relative_pose(options: argparse.Namespace) -> int:
 
     _write(options, source, poses_to_json(outcome), draw)
     return 0
+
+
+def _size(text: str | None) -> Size | None:
+    """The size that --size asks for, if it does."""
+    from kp_training.evaluation.sequences import Size
+
+    if not text:
+        return None
+    size = Size.parse(text)
+    say_upright("--size", text, size.height, size.width)
+    return size
 
 
 def _pose_source(options: argparse.Namespace) -> PoseSource:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kp_frontend.benchmark_report import write_figures
+from kp_frontend.benchmarks.report import write_figures
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.model_file import CHOICES, ModelMetadata
 from kp_training.cli.image_size import read_size
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(argv)
     _check(options)
     if options.output.suffix == ".ckpt":
-        return _write_weights(options)
+        return _write_weights(options, argv)
     from kp_training.export.images import calibration_images, check_images
     from kp_training.export.onnx import export_onnx
 
@@ -92,16 +92,17 @@ def _metadata(options: argparse.Namespace, source: Source) -> ModelMetadata:
 
 
 def _kind(metadata: ModelMetadata) -> str:
-    """Such as ``int8 for cpu, sparse (1000 points), uint8 input of 480x640``."""
+    """Such as ``int8 for cpu, sparse (1000 points), uint8 input of 640×480``."""
     precision = f"{metadata.precision} for {metadata.quantized_for}" if metadata.quantized_for else metadata.precision
     profile = f"sparse ({metadata.top_k} points)" if metadata.top_k else "dense"
-    size = f"{metadata.height}x{metadata.width}" if metadata.height else "any size"
+    size = f"{metadata.width}×{metadata.height}" if metadata.height else "any size"
     return f"{precision}, {profile}, {metadata.input_dtype} input of {size}"
 
 
 def _figures(figures: Mapping[str, float]) -> str:
     words = {"difference": "differs by {:.1e} of the largest value", "difference_rms": "{:.1e} RMS",
              "scores": "scores by {:.1e}", "within_pixel": "{:.1%} of the keypoints within 1 px",
+             "extra": "{:.1%} extra", "points": "numbers of keypoints as 1 to {:.3f}",
              "cosine": "median cosine of descriptors {:.5f}"}
     said = ", ".join(words[name].format(value) for name, value in figures.items())
     compared = "scores" not in figures or "within_pixel" in figures
@@ -137,7 +138,7 @@ def _metrics(run: Run, checkpoint: Mapping[str, Any]) -> dict[str, float]:
     return checkpoint.get("metrics") or run.metrics().get(checkpoint["kp_training"]["stage"], {})
 
 
-def _write_weights(options: argparse.Namespace) -> int:
+def _write_weights(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """The averaged weights and the metrics of a run, without what only resuming needs or folders of this machine."""
     from kp_training.runs import load_checkpoint, open_run, write_checkpoint
     from kp_training.weights import trained_weights
@@ -151,8 +152,13 @@ def _write_weights(options: argparse.Namespace) -> int:
     weights = {f"network.{name}": values for name, values in trained_weights(checkpoint).items()}
     write_checkpoint({"kp_training": about, "global_step": checkpoint["global_step"], "metrics": metrics,
                       "state_dict": weights}, options.output)
-    print(f"{options.output}: {about['method']}, stage {about['stage']}, {options.output.stat().st_size / 1e6:.2f} MB; "
+    size = options.output.stat().st_size
+    print(f"{options.output}: {about['method']}, stage {about['stage']}, {size / 1e6:.2f} MB; "
           f"start from it with: python -m kp_training train --init {options.output} …")
+    if options.json:
+        write_figures(options.json, ["export", *argv], {
+            "file": str(options.output), "bytes": size, "method": about["method"], "stage": about["stage"],
+            "steps": checkpoint["global_step"], "metrics": metrics})
     return 0
 
 
@@ -193,14 +199,16 @@ def _parser() -> argparse.ArgumentParser:
         help="what runs an int8 file: cpu (default) or tensorrt")
     add("--calibration", type=Path, metavar="DIR",
         help="images that int8 ranges are taken from, best the robot's own; default: scikit-image's photographs")
-    add("--size", metavar="HxW", help="the one size that it takes, as in 480x640; images are padded to multiples of "
-        "what the network wants, as 1080x1920 to 1088x1920; default: any size")
+    add("--size", metavar="HEIGHTxWIDTH", help="the one size that it takes, height first: 480x640 for images that are "
+        "640 wide; images are padded to multiples of what the network wants, as 1080x1920 to 1088x1920; "
+        "default: any size")
     add("--input-dtype", metavar="TYPE", default="float32",
         help="float32 (default) or uint8: normalised in the graph, a quarter of the bytes to copy")
     add("--check-image", type=Path, metavar="DIR", help="photographs to check against PyTorch on")
     add("--licence", default="", help="licence of the weights, for the metadata")
     add("--data", default="", help="what it was trained on, for the metadata; default: the data specs")
-    add("--json", type=Path, metavar="FILE", help="write the figures of the check there")
+    add("--json", type=Path, metavar="FILE",
+        help="write the figures of the check there; beside FILE.ckpt those of the training")
     return parser
 
 

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import kp_frontend
 from kp_frontend.atomic import written_whole
-from kp_frontend.benchmark_report import write_figures
+from kp_frontend.benchmarks.report import write_figures
 from kp_frontend.engines.base import Unavailable
 from kp_frontend.engines.cuda_driver import Gpu, open_driver
 from kp_frontend.progress import progress_of_parts

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError
 from kp_frontend.progress import progress_bar
+from kp_training.cli.image_size import say_upright
 
 if TYPE_CHECKING:
     from kp_training.data.posed import PosedScene
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the new folder")
     parser.add_argument("--layout", help="of the source (default: by its files); a wrong one lists the valid ones")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take each N-th frame only")
-    parser.add_argument("--size", metavar="WxH", help="resize frames (default: to the size of each scene's first)")
+    parser.add_argument("--size", metavar="WIDTHxHEIGHT",
+                        help="resize frames, width first, as in 640x480 (default: to the size of each scene's first)")
     return parser
 
 
@@ -79,7 +81,9 @@ def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)[x×](\d+)", text)
     if match is None or min(map(int, match.groups())) < 16:
         raise InputError(f"--size {text}: expected WIDTHxHEIGHT of at least 16 pixels each, as in 640x480")
-    return int(match[1]), int(match[2])
+    width, height = int(match[1]), int(match[2])
+    say_upright("--size", text, height, width)
+    return width, height
 
 
 def _scenes(options: argparse.Namespace, size: tuple[int, int] | None) -> list[PosedScene]:

@@ -15,20 +15,20 @@ from torch.utils.data import Dataset, get_worker_info
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.geometry import invert, so3_exp
-from kp_frontend.resources import cache_folder
 from kp_training.augment import STYLES, apply_style
 from kp_training.data.corners import draw_labels
-from kp_training.data.overlap import depth_overlap, pose_overlap, scene_distance
-from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames, evenly
+from kp_training.data.pair_choice import CHOICES
+from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames
 from kp_training.geometry.homography import scale_homography, warp_points
+from kp_training.geometry.sampling import pixel_grid
 from kp_training.geometry.views import to_channels
 from kp_training.geometry.warps import PosedView, Reprojection
 
-MOST_FRAMES = 1500
-"""Of a scene, evenly spread, of which the overlap of all pairs is computed."""
 ATTEMPTS = 100
-LOOKED_AT = 16
-"""Pairs by offset of which some must see the same."""
+LEAST_SHARED = 0.01
+"""Of the pixels of a view, that the other view of a pair sees, too: fewer may be none where a loss looks at cells."""
+STEP = 4
+"""Pixels between those that are looked at for that."""
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,8 @@ class PosedPairs(Dataset):
     A scene is drawn by the square root of how many pairs it has, then one of its pairs, then which frame comes first.
     points: running index of a frame (``SceneFrames``) → N×3 float32 (x, y, strength in (0, 1]) in the frame's pixels,
     that the labels are drawn from; None for no labels.
-    A frame that cannot be read is counted (`unreadable`), and another pair takes its place.
+    A frame that cannot be read is counted (`unreadable`), and another pair takes its place, as of two views that share
+    less than LEAST_SHARED by their depth, if they have one and were not chosen by pose alone: they teach nothing.
     Raises InputError where no two frames go together.
     """
 
@@ -147,13 +148,20 @@ class PosedPairs(Dataset):
 
     def __getitem__(self, number: int) -> PosedBatch:
         rng = np.random.default_rng([self.seed, 2, number])
+        made = None
         for _ in range(ATTEMPTS):
             scene = int(np.searchsorted(self.shares, rng.random(), side="right"))
             pair = self.pairs[scene][rng.integers(len(self.pairs[scene]))]
             indices = [self.frames.start(scene) + int(frame) for frame in rng.permutation(pair)]
             frames = [self._read(index) for index in indices]
-            if None not in frames:
-                return self._make(indices, frames, rng)
+            if None in frames:
+                continue
+            made = indices, self._views(frames, rng)
+            tells = self.config.choice != "rotation" and all(frame.depth is not None for frame in frames)
+            if not tells or share_something(*made[1]):
+                break
+        if made is not None:  # of scenes where hardly any two see the same, the last that was drawn
+            return self._batch(*made, rng)
         raise InputError(f"{len(self.unreadable)} frames could not be read, and no pair was left in {ATTEMPTS} draws; "
                          "mount the scenes again, or look at them with kp_training check_scene")
 
@@ -174,7 +182,7 @@ class PosedPairs(Dataset):
         if (worker is None or worker.id == 0) and str(count).strip("0") == "1":
             log.warning("%s; another pair takes its place (frames that could not be read: %d)", error, count)
 
-    def _make(self, indices: list[int], frames: list[PosedFrame], rng: np.random.Generator) -> PosedBatch:
+    def _views(self, frames: list[PosedFrame], rng: np.random.Generator) -> list[View]:
         config = self.config
         zoom, roll, closer, middles = 1.0, None, 1.0, [None, None]
         if rng.random() < config.view_share:
@@ -183,9 +191,11 @@ class PosedPairs(Dataset):
         if config.closest > 1:
             closer = config.closest ** rng.random()
             middles = _common_middles(frames, closer, rng)
-        views = [make_view(frames[0], config, rng, closer, None, middles[0]),
-                 make_view(frames[1], config, rng, closer * zoom, roll, middles[1])]
-        images = [to_channels(apply_style(view.image, config.style, rng)) for view in views]
+        return [make_view(frames[0], config, rng, closer, None, middles[0]),
+                make_view(frames[1], config, rng, closer * zoom, roll, middles[1])]
+
+    def _batch(self, indices: list[int], views: list[View], rng: np.random.Generator) -> PosedBatch:
+        images = [to_channels(apply_style(view.image, self.config.style, rng)) for view in views]
         view1_from_view0 = invert(views[1].world_from_view) @ views[0].world_from_view
         labels = [self._labels(index, view.view_from_frame) for index, view in zip(indices, views)]
         return PosedBatch(
@@ -217,6 +227,17 @@ def _common_middles(frames: Sequence[PosedFrame], closer: float, rng: np.random.
         if seen[2] > 0:
             middles[1] = np.clip(seen[:2] / seen[2], room * sizes[1] - 0.5, (1 - room) * sizes[1] - 0.5)
     return middles
+
+
+def share_something(first: View, second: View) -> bool:
+    """Whether the second view sees LEAST_SHARED of the first one's pixels or more, by the depth of both."""
+    coarse = np.diag([1 / STEP, 1 / STEP, 1])
+    views = [PosedView(torch.from_numpy(view.depth[::STEP, ::STEP].copy())[None],
+                       torch.from_numpy(coarse @ view.intrinsics).float()[None],
+                       torch.from_numpy(view.mask[::STEP, ::STEP].copy())[None]) for view in (first, second)]
+    second_from_first = torch.from_numpy(invert(second.world_from_view) @ first.world_from_view).float()[None]
+    seen = Reprojection(*views, second_from_first, window=0)(pixel_grid(*views[0].depth.shape[1:]).reshape(1, -1, 2))
+    return bool(seen.visible.float().mean() >= LEAST_SHARED)
 
 
 def make_view(
@@ -266,91 +287,4 @@ def _nearest(values: np.ndarray, view_from_frame: np.ndarray, size: np.ndarray) 
     return cv2.warpAffine(values, view_from_frame[:2], size.tolist(), flags=cv2.INTER_NEAREST)
 
 
-Chosen = tuple[np.ndarray, str]
-"""P×2 int32 frames of a scene that go together, and why there are none where there are none."""
-
-
-def _by_overlap(scene: PosedScene, config: PosedPairConfig) -> Chosen:
-    if not scene.has_depth:
-        raise InputError(f"{scene.name} has no depth, which choice=overlap needs; use choice=rotation or choice=offset")
-    frames = _spread(len(scene))
-    overlap = depth_overlap(scene, frames, cache_folder("overlap"))
-    mutual = np.minimum(overlap, overlap.T)
-    met = (mutual >= config.least_overlap) & (mutual <= config.most_overlap)
-    pairs = _pairs_where(met & _apart(scene.poses[frames], config), frames)
-    others = mutual[~np.eye(len(frames), dtype=bool)]
-    seen = f"{others.min():.0%} to {others.max():.0%}" if len(others) else "that of no two"
-    return pairs, (f"the overlap of its frames is {seen}, expected {config.least_overlap:.0%} to "
-                   f"{config.most_overlap:.0%} (least_overlap, most_overlap){_distance_asked(config)}")
-
-
-def _by_offset(scene: PosedScene, config: PosedPairConfig) -> Chosen:
-    if not scene.ordered:
-        raise InputError(f"the frames of {scene.name} are in no order, which choice=offset needs; use choice=overlap "
-                         "or choice=rotation")
-    last = len(scene) - 1
-    shorter = min(1.0, last / config.most_offset)
-    offsets = np.arange(max(1, round(config.least_offset * shorter)), round(config.most_offset * shorter) + 1)
-    first = np.arange(len(scene))[:, None]
-    second = first + offsets
-    pairs = np.column_stack([np.broadcast_to(first, second.shape)[second <= last], second[second <= last]])
-    if len(pairs) and scene.has_depth and not _share_anything(scene, pairs):
-        return pairs[:0].astype(np.int32), (f"frames {offsets[0]} to {offsets[-1]} apart see nothing of each other by "
-                                            "their depth (are the poses and the unit of depth right?)")
-    return pairs.astype(np.int32), f"it has {len(scene)} frames, expected 2 or more"
-
-
-def _share_anything(scene: PosedScene, pairs: np.ndarray) -> bool:
-    """Whether of some P×2 pairs of frames, evenly spread, any two see the same by depth."""
-    some = pairs[evenly(len(pairs), LOOKED_AT)]
-    frames, places = np.unique(some, return_inverse=True)
-    overlap = depth_overlap(scene, frames, cache_folder("overlap"))
-    first, second = places.reshape(-1, 2).T
-    return bool((np.minimum(overlap, overlap.T)[first, second] > 0).any())
-
-
-def _by_rotation(scene: PosedScene, config: PosedPairConfig) -> Chosen:
-    frames = _spread(len(scene))
-    poses = scene.poses[frames]
-    axes = poses[:, :3, 2]
-    turned = axes @ axes.T >= np.cos(np.radians(config.largest_rotation)) - 1e-9
-    overlap = pose_overlap(scene, frames)
-    met = turned & (np.minimum(overlap, overlap.T) >= config.least_overlap)
-    pairs = _pairs_where(met & _apart(poses, config), frames)
-    others = ~np.eye(len(frames), dtype=bool)
-    return pairs, (f"of its {others.sum() // 2} pairs, {(turned & others).sum() // 2} look within "
-                   f"{config.largest_rotation:g}° of each other (largest_rotation) and {(met & others).sum() // 2} of "
-                   f"these may share {config.least_overlap:.0%} of what they see (least_overlap)"
-                   f"{_distance_asked(config)}")
-
-
-def _apart(poses: np.ndarray, config: PosedPairConfig) -> np.ndarray:
-    """M×M bool: which of M×4×4 cameras have parallax."""
-    distances = np.linalg.norm(poses[:, None, :3, 3] - poses[:, :3, 3], axis=-1)
-    return distances >= config.least_parallax * scene_distance(poses)
-
-
-def _distance_asked(config: PosedPairConfig) -> str:
-    return (f"; cameras must be {config.least_parallax:.0%} of the scene's distance apart (least_parallax)"
-            if config.least_parallax else "")
-
-
-def _spread(count: int) -> np.ndarray:
-    """At most MOST_FRAMES of so many frames, evenly spread."""
-    return evenly(count, MOST_FRAMES)
-
-
-def _pairs_where(together: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """P×2 int32 frames, of each two of which M×M symmetric `together` holds."""
-    return frames[np.column_stack(np.nonzero(np.triu(together, 1)))].astype(np.int32)
-
-
-def choice_for(scenes: Sequence[PosedScene], choice: str) -> str:
-    """A name in CHOICES; for ``auto`` PrP's, offset, where all scenes are in order, and overlap elsewhere."""
-    if choice != "auto":
-        return choice
-    return "offset" if all(scene.ordered for scene in scenes) else "overlap"
-
-
-CHOICES = {"overlap": _by_overlap, "offset": _by_offset, "rotation": _by_rotation}
 RESIZES = {"crop": lambda size, target: (target / size).max(), "stretch": lambda size, target: target / size}

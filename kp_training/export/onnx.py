@@ -71,6 +71,9 @@ def export_onnx(
         if broken:
             raise InputError(f"{path} not written: on images it differs from PyTorch ({broken}); "
                              f"{ADVICE[metadata.precision]}")
+        if metadata.profile == "sparse" and "cosine" not in figures:
+            raise InputError(f"{path} not written: neither PyTorch nor the file finds a keypoint on {len(images)} "
+                             "images, so that nothing is checked; give others as --check-image, or train it longer")
         describe(beside, replace(metadata, checks=figures))
     return figures
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from kp_frontend.errors import InputError, unknown_name
+from kp_training.data.pair_choice import CHOICES, choice_for
 from kp_training.data.pairs import PairBatch
 from kp_training.data.posed import SceneFrames, need_depth
-from kp_training.data.posed_pairs import CHOICES, PosedBatch, PosedPairConfig, PosedPairs, choice_for
+from kp_training.data.posed_pairs import PosedBatch, PosedPairConfig, PosedPairs
 from kp_training.methods.base import Context, Run
 from kp_training.methods.silk import PAPER_CHANNELS, REDUCED_POSITIONS, SharedConfig, Silk
 from kp_training.settings import check_closest

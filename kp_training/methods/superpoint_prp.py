@@ -24,8 +24,9 @@ from torch.utils.data import Dataset
 
 from kp_frontend.errors import InputError
 from kp_training.augment import STYLES
+from kp_training.data.pair_choice import CHOICES, choice_for
 from kp_training.data.posed import PosedScene, need_depth
-from kp_training.data.posed_pairs import CHOICES, PosedPairConfig, PosedPairs, choice_for
+from kp_training.data.posed_pairs import PosedPairConfig, PosedPairs
 from kp_training.labels.projective import PURPOSE, ProjectiveConfig, label_scenes
 from kp_training.methods.base import Context, Decoding, Stage
 from kp_training.methods.superpoint import KINDS, SuperPoint, SuperPointConfig, check_ranges
