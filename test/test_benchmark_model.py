@@ -161,7 +161,7 @@ def test_goals_speak_of_what_was_measured():
     found = model_goals.judge([orb, exact, int8])
     assert [sentence.split(":")[0].partition(" at ")[0] for sentence in found] == [
         "kp2d_compact on the CPU", "after the network, 1000 points of 64-D,",
-        "kp2d_compact int8 within 2 % of fp32 on the pairs of this run"]
+        "kp2d_compact int8 within 2 % of fp32 on the few pairs of this run (its card has 1500)"]
     assert list(found.values()) == [False, True, False]
     assert next(iter(model_goals.judge([orb, exact, replace(int8, whole=Percentiles(8, 8, 8))]).values()))
     assert "2.02×" in next(iter(model_goals.judge([orb, exact, int8, gpu])))
