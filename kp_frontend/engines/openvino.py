@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,7 @@ class OpenVinoEngine:
         self.shortened = settings[_PRECISION] == "bf16"
         self.backend = "openvino (CPU, bf16)" if self.shortened else "openvino (CPU)"
         self.outputs = tuple(output.any_name for output in graph.outputs)
+        self._cloning = threading.Lock()
         self._requests: PerThread[OrderedDict[tuple[int, ...], Any]] = PerThread(OrderedDict)
 
     def run(self, image: np.ndarray, **points: np.ndarray) -> dict[str, np.ndarray]:
@@ -52,7 +54,8 @@ class OpenVinoEngine:
         """This thread's request for images of `shape`, compiled where it is new."""
         requests = self._requests.get()
         if shape not in requests:
-            graph = self._graph.clone()
+            with self._cloning:  # of one graph by several threads at once is nowhere promised
+                graph = self._graph.clone()
             try:
                 graph.reshape({"image": list(shape)})
                 compiled = self._core.compile_model(graph, "CPU", self._settings)
