@@ -15,6 +15,7 @@ pytest.importorskip("onnx")
 from fake_backends import install, refuse
 from fake_cuda import LAUNCH_FAILED, FakeCuda, FakeTensorrt
 from tiny_models import full_metadata, full_model
+from waiting import WAIT, until
 
 from kp_frontend.engines import choice, open_engine, tensorrt
 from kp_frontend.engines.base import Unavailable
@@ -23,8 +24,6 @@ from kp_frontend.engines.tensorrt import cache, library
 from kp_frontend.isolated import Ended, call_isolated
 from kp_frontend.nodes import engine_build
 from kp_frontend.nodes.engine_build import first_backend, watch_engine
-
-WAIT = 20
 
 
 class Said:
@@ -81,13 +80,6 @@ def opened(model):
 def check(engine, height, width):
     image = np.random.default_rng(height).random((1, 1, height, width), np.float32)
     np.testing.assert_array_equal(engine.run(image)["scores"], image)
-
-
-def until(condition):
-    end = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.002)
 
 
 def test_frames_go_on_while_it_builds_and_after_the_swap(model, gpu):

@@ -14,6 +14,7 @@ pytest.importorskip("rclpy")
 import cv2
 from node_harness import PERIOD, Harness, depth_message
 from skimage import data
+from waiting import until
 
 from kp_frontend import messages
 from kp_frontend.camera import CameraModel
@@ -190,13 +191,6 @@ class Steps:
 
     def slot(self, **sizes) -> NewestSlot:
         return NewestSlot(self.work, self.dropped.append, self.ended.append, **sizes)
-
-
-def until(condition) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.002)
 
 
 def test_two_in_work_end_in_order():

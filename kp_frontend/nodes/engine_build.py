@@ -7,7 +7,7 @@ from typing import Protocol
 
 from kp_frontend.engines import LiveEngine, open_engine
 from kp_frontend.engines.base import Request, Unavailable
-from kp_frontend.engines.cuda_driver import open_driver
+from kp_frontend.engines.cuda_driver import Driver, open_driver
 from kp_frontend.engines.tensorrt.cache import BuildOptions, build_engine, find
 from kp_frontend.engines.tensorrt.library import import_library, target_of
 from kp_frontend.engines.tensorrt.sizes import Size, choose_sizes
@@ -46,21 +46,21 @@ def watch_engine(engine: LiveEngine | None, backend: str, reports: Reports) -> E
     if engine is None or request is None or request.path.suffix != ".onnx" or backend not in ("auto", "tensorrt"):
         return None
     try:
-        open_driver()
+        driver = open_driver()
     except Unavailable as error:
         reports.fact(engine_build=f"none: {error}")
         return None
-    return EngineBuild(engine, request, reports)
+    return EngineBuild(engine, request, driver, reports)
 
 
 class EngineBuild:
     """Brings a network onto TensorRT for the size of the images that come, without holding one up.
 
-    engine: what runs the network, opened with `request`; from the swap on, TensorRT.
+    engine: what runs the network, opened with `request`; from the swap on, TensorRT.  driver: of the GPU.
     """
 
-    def __init__(self, engine: LiveEngine, request: Request, reports: Reports) -> None:
-        self._engine, self._request, self._reports = engine, request, reports
+    def __init__(self, engine: LiveEngine, request: Request, driver: Driver, reports: Reports) -> None:
+        self._engine, self._request, self._driver, self._reports = engine, request, driver, reports
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._size: Size = (0, 0)
@@ -100,13 +100,13 @@ class EngineBuild:
     def _bring(self, size: Size) -> str:
         """Build and swap; what diagnostics say of it."""
         try:
-            driver, trt = open_driver(), import_library()
+            trt = import_library()
         except InputError as error:
             return f"none: {error}"
         try:
-            driver.use()
+            self._driver.use()
             sizes, path = choose_sizes(self._engine.metadata, size), self._request.path
-            if find(path, sizes.usual, target_of(trt, driver)) is None:
+            if find(path, sizes.usual, target_of(trt, self._driver)) is None:
                 self._reports.fact(engine_build="0 %")
                 call_isolated(build_engine, path, BuildOptions(size), progress=self._tell, stop=self._stop)
             better = self._open("tensorrt", size)

@@ -20,7 +20,6 @@ from kp_training.data.corners import draw_labels
 from kp_training.data.pair_choice import CHOICES
 from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames
 from kp_training.geometry.homography import scale_homography, warp_points
-from kp_training.geometry.sampling import pixel_grid
 from kp_training.geometry.views import to_channels
 from kp_training.geometry.warps import PosedView, Reprojection
 
@@ -236,7 +235,7 @@ def share_something(first: View, second: View) -> bool:
                        torch.from_numpy(coarse @ view.intrinsics).float()[None],
                        torch.from_numpy(view.mask[::STEP, ::STEP].copy())[None]) for view in (first, second)]
     second_from_first = torch.from_numpy(invert(second.world_from_view) @ first.world_from_view).float()[None]
-    seen = Reprojection(*views, second_from_first, window=0)(pixel_grid(*views[0].depth.shape[1:]).reshape(1, -1, 2))
+    seen = Reprojection(*views, second_from_first, window=0).pixels()
     return bool(seen.visible.float().mean() >= LEAST_SHARED)
 
 

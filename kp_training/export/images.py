@@ -9,6 +9,7 @@ import numpy as np
 
 from kp_frontend.errors import InputError
 from kp_training.data.photos import PhotoFolder, is_held_out
+from kp_training.data.posed import evenly
 from kp_training.data.survey import read_photo, survey
 
 COUNT = 32
@@ -34,8 +35,7 @@ def calibration_images(folder: Path | None) -> list[np.ndarray]:
         raise InputError(f"--calibration {folder} is no folder; give a folder of images")
     usable = survey(folder).usable
     files = [file for file in usable if not is_held_out(Path(file.name).name)] or usable
-    chosen = np.unique(np.linspace(0, len(files) - 1, COUNT).round().astype(int)) if files else []
-    read = [read_photo(folder / files[index].name) for index in chosen]
+    read = [read_photo(folder / files[index].name) for index in evenly(len(files), COUNT)]
     images = [_smaller(image) for image in read if image is not None]
     if not images:
         raise InputError(f"--calibration {folder} holds no usable image ({survey(folder)}); give a folder with images "

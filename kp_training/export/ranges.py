@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kp_frontend.progress import progress_bar
+from kp_training.data.posed import evenly
 
 STEP = 0.85
 """What a range is narrowed by at a time."""
@@ -27,7 +28,7 @@ def narrow_ranges(model: Any, source: Any, blobs: Blobs) -> float:
     model: quantised onnx.ModelProto; source: the float one; both give maps that can be compared number by number.
     Returns what is left of the error: squared, relative to the square of each answer, summed over the answers.
     """
-    chosen = [blobs[index] for index in np.unique(np.linspace(0, len(blobs) - 1, COMPARED).round().astype(int))]
+    chosen = [blobs[index] for index in evenly(len(blobs), COMPARED)]
     expected = _answers(source, chosen)
 
     def error() -> float:

@@ -13,6 +13,12 @@ def pixel_grid(height: int, width: int, device: torch.device | str = "cpu") -> T
     return torch.stack([x, y], -1).float()
 
 
+def nearest_pixels(points: Tensor, height: int, width: int) -> Tensor:
+    """B×N int64: the pixel of an image, row by row, that is nearest to each of B×N×2 points."""
+    x, y = points.detach().round().unbind(-1)
+    return (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
+
+
 def warp_points(homography: Tensor, points: Tensor) -> Tensor:
     """B×…×2 `points` under B×3×3 `homography`; points at or behind the horizon land far outside any image."""
     flat = points.flatten(1, -2)
@@ -44,7 +50,7 @@ def sample(maps: Tensor, points: Tensor, stride: int = 1) -> Tensor:
 def sampled_lengths(maps: Tensor, points: Tensor, stride: int = 1) -> Tensor:
     """B×N: lengths of what ``sample`` gives, from products of neighbouring cells: 9 numbers a point, and not 4·C.
 
-    maps: of 2×2 cells or more.  Points get no gradient.
+    maps: of 2×2 cells or more.  Points get no gradient; no length is below 1e-6.
     """
     height, width = maps.shape[-2:]
     x = ((points[..., 0] + 0.5) / stride - 0.5).clamp(0, width - 1)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kp_training.geometry.sampling import inside, pixel_grid, sample, warp_points
+from kp_training.geometry.sampling import inside, nearest_pixels, pixel_grid, sample, warp_points
 
 AWAY = -1e6
 """Pixels: where points go that have no place in the other view, far outside it."""
@@ -169,7 +169,7 @@ class Reprojection:
         if self.target.mask is not None:
             visible &= _shown(self.target.mask, warped)
         if self.occlusion:
-            where = _pixel_at(warped, height, width)
+            where = nearest_pixels(warped, height, width)
             near, far = (_taken(bound, where) for bound in self._bounds)
             visible &= (z >= near) & (z <= far)
         return Warped(warped, known.expand_as(visible), visible)
@@ -232,16 +232,8 @@ def _greatest(maps: Tensor, side: int) -> Tensor:
 
 def _nearest(maps: Tensor, points: Tensor) -> Tensor:
     """B×N values of B×H×W `maps` at the pixels nearest to B×N×2 `points`; 0 outside."""
-    height, width = maps.shape[-2:]
-    x, y = points.detach().round().unbind(-1)
-    within = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    return torch.where(within, _taken(maps, _pixel_at(points, height, width)), 0)
-
-
-def _pixel_at(points: Tensor, height: int, width: int) -> Tensor:
-    """B×N int64: the pixel of an image, row by row, that is nearest to each of B×N×2 points."""
-    x, y = points.detach().round().unbind(-1)
-    return (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
+    size = maps.shape[-2:]
+    return torch.where(inside(points.detach().round(), *size), _taken(maps, nearest_pixels(points, *size)), 0)
 
 
 def _taken(maps: Tensor, where: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from kp_training.geometry.epipolar import (
     points_on_segments,
     segments_within,
 )
-from kp_training.geometry.sampling import inside, pixel_grid, sample, sampled_lengths
+from kp_training.geometry.sampling import inside, nearest_pixels, pixel_grid, sample, sampled_lengths
 from kp_training.losses.dual_softmax import masked_mean
 
 SHARPNESS = 60.0
@@ -146,12 +146,10 @@ def _similarities(queries: Tensor, maps: Tensor, stride: int, places: Tensor, ma
     flat = places.flatten(1, 2)
     products = (queries @ maps.flatten(2)).flatten(0, 1).unflatten(-1, (1, *maps.shape[-2:]))
     along = sample(products, places.flatten(0, 1), stride).unflatten(0, (len(maps), -1))[..., 0]
-    lengths = sampled_lengths(maps, flat, stride).unflatten(1, count).clamp_min(1e-6)
-    return along / lengths, shown_at(mask, flat).unflatten(1, count)
+    return along / sampled_lengths(maps, flat, stride).unflatten(1, count), shown_at(mask, flat).unflatten(1, count)
 
 
 def shown_at(mask: Tensor, points: Tensor) -> Tensor:
     """B×N bool: B×N×2 points within the image whose nearest pixel the B×H×W mask shows."""
-    height, width = mask.shape[-2:]
-    x, y = points[..., 0].round().clamp(0, width - 1), points[..., 1].round().clamp(0, height - 1)
-    return mask.flatten(1).gather(1, (y * width + x).long()) & inside(points, height, width)
+    size = mask.shape[-2:]
+    return mask.flatten(1).gather(1, nearest_pixels(points, *size)) & inside(points, *size)
