@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,20 @@ def load_initial(network: nn.Module, file: Path) -> None:
         raise InputError(f"{file} holds no weights that {type(network).__name__} reads; give a checkpoint of ours with "
                          "the same network" + (" or the published file" if hasattr(network, "from_published") else ""))
     network.load_state_dict(network.from_published(state))
+
+
+def average_with(network: nn.Module, file: Path, share: float) -> None:
+    """Put `network` between the weights of `file` (share 0) and its own (share 1).
+
+    What a network was refined for it keeps for the most part, and what it could do before (Wortsman et al., "Robust
+    fine-tuning of zero-shot models", CVPR 2022); weights that were not trained from one another have no such between.
+    Raises InputError as `load_initial` does.
+    """
+    other = copy.deepcopy(network)
+    load_initial(other, file)
+    before = other.state_dict()
+    network.load_state_dict({name: before[name].lerp(values, share) if values.is_floating_point() else values
+                             for name, values in network.state_dict().items()})
 
 
 def _unwrap(content: Any) -> dict[str, Tensor] | None:

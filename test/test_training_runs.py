@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 
+from kp_frontend.model_file import read_metadata
 from kp_training.__main__ import main
 from kp_training.data import Joined, open_images
 from kp_training.data.pairs import HomographyPairs
@@ -264,6 +265,20 @@ def test_weights_alone_start_a_run_and_are_exported(finished, tmp_path, capsys):
         assert main(["export", str(source), *map(str, words)]) == 0
     models = [onnx.load(tmp_path / f"{name}.onnx").graph.initializer for name in ("whole", "slim")]
     assert [tensor.raw_data for tensor in models[0]] == [tensor.raw_data for tensor in models[1]]
+
+
+def test_exported_weights_are_averaged_with_others(finished, tmp_path):
+    other, averaged, again = SHIPPED.with_suffix(".ckpt"), tmp_path / "averaged.ckpt", tmp_path / "again.onnx"
+    words = ["--output", str(averaged), "--average-with", str(other), "--share", "0.25"]
+    assert main(["export", str(finished), *words]) == 0
+    before, kept = trained_weights(load_checkpoint(other)), load_checkpoint(averaged)
+    for name, values in trained_weights(load_checkpoint(finished)).items():
+        expected = 0.25 * values + 0.75 * before[name] if values.is_floating_point() else values
+        torch.testing.assert_close(kept["state_dict"][f"network.{name}"], expected)
+    assert main(["export", str(averaged), "--output", str(again)]) == 0
+    metadata = read_metadata(again)
+    assert metadata.data.endswith("averaged with kp2d_compact.ckpt")
+    assert metadata.metrics == {"share": 0.25, "steps": kept["global_step"]}
 
 
 def test_shipped_weights_are_the_shipped_models():

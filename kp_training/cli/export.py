@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from kp_training.export.images import calibration_images, check_images
     from kp_training.export.onnx import export_onnx
 
-    source = _published(options) if options.method else _trained(options.run)
+    source = _published(options) if options.method else _trained(options)
     metadata = _metadata(options, source)
     images, calibration = check_images(options.check_image), []
     if metadata.precision == "int8":
@@ -58,6 +58,10 @@ def _check(options: argparse.Namespace) -> None:
     if options.profile == "dense" and options.top_k is not None:
         raise InputError("--top-k asks for the sparse profile; leave --profile dense out, or --top-k: the dense "
                          "profile takes top_k at run time")
+    if options.average_with and options.method:
+        raise InputError("--average-with goes with a run, not with --method")
+    if not 0 < options.share < 1:
+        raise InputError(f"--share {options.share:g}: expected the run's share of the average, above 0 and below 1")
     for name in ("profile", "precision", "quantized_for", "input_dtype"):
         if getattr(options, name) not in (None, *CHOICES[name]):
             raise unknown_name(f"--{name.replace('_', '-')}", getattr(options, name), filter(None, CHOICES[name]))
@@ -120,17 +124,35 @@ class Source:
     data: str
 
 
-def _trained(path: Path) -> Source:
+def _trained(options: argparse.Namespace) -> Source:
     """The last stage of a run."""
-    from kp_training.runs import load_checkpoint, load_network, open_run
+    from kp_training.runs import load_network
 
-    run, checkpoint = open_run(path), load_checkpoint(path)
+    run, checkpoint = _read_run(options)
     stage, network = load_network(run.method, checkpoint)
     if stage.name != run.stages[-1].name:
-        raise InputError(f"{path} is of stage {stage.name!r}, before the last ({run.stages[-1].name!r}); "
+        raise InputError(f"{options.run} is of stage {stage.name!r}, before the last ({run.stages[-1].name!r}); "
                          f"finish the run first: train --resume {run.folder}")
     metrics = _metrics(run, checkpoint) | {"steps": float(checkpoint["global_step"])}
-    return Source(run.name, run.method, network, metrics, ", ".join(_without_folders(spec) for spec in run.data))
+    data = ", ".join(_without_folders(spec) for spec in run.data)
+    if other := checkpoint["kp_training"].get("average_with"):
+        data = f"{data}; averaged with {other}"
+    return Source(run.name, run.method, network, metrics, data)
+
+
+def _read_run(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """The run and its checkpoint, whose weights are averaged and metrics forgotten where --average-with says so."""
+    from kp_training.runs import load_checkpoint, load_network, open_run
+    from kp_training.weights import average_with
+
+    run, checkpoint = open_run(options.run), load_checkpoint(options.run)
+    if options.average_with:
+        _, network = load_network(run.method, checkpoint)
+        average_with(network, options.average_with, options.share)
+        checkpoint["state_dict"] = {f"network.{name}": values for name, values in network.state_dict().items()}
+        checkpoint["metrics"] = {"share": options.share}
+        checkpoint["kp_training"]["average_with"] = options.average_with.name
+    return run, checkpoint
 
 
 def _metrics(run: Run, checkpoint: Mapping[str, Any]) -> dict[str, float]:
@@ -140,13 +162,13 @@ def _metrics(run: Run, checkpoint: Mapping[str, Any]) -> dict[str, float]:
 
 def _write_weights(options: argparse.Namespace, argv: Sequence[str]) -> int:
     """The averaged weights and the metrics of a run, without what only resuming needs or folders of this machine."""
-    from kp_training.runs import load_checkpoint, open_run, write_checkpoint
+    from kp_training.runs import write_checkpoint
     from kp_training.weights import trained_weights
 
     if options.method:
         raise InputError("--output FILE.ckpt writes the weights of a run; leave --method out")
-    checkpoint = load_checkpoint(options.run)
-    about, metrics = checkpoint["kp_training"], _metrics(open_run(options.run), checkpoint)
+    run, checkpoint = _read_run(options)
+    about, metrics = checkpoint["kp_training"], _metrics(run, checkpoint)
     about["data"] = [_without_folders(spec) for spec in about["data"]]
     about["init"] = about["init"] and Path(about["init"]).name
     weights = {f"network.{name}": values for name, values in trained_weights(checkpoint).items()}
@@ -189,6 +211,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--method", help="method whose published weight file is given")
     add("--output", type=Path, required=True, metavar="FILE",
         help="FILE.onnx for the runtime, or FILE.ckpt: the weights alone, for train --init")
+    add("--average-with", type=Path, metavar="FILE",
+        help="average the weights with those of FILE, best what the run started from (--init): what a refined network "
+             "has learned and what it could do before, in one")
+    add("--share", type=float, metavar="S", default=0.5, help="of the run in that average (default 0.5)")
     add("--profile", metavar="PROFILE",
         help="dense (default): the network's maps, which the runtime decodes; sparse: keypoints come out of the graph, "
              "with the model's own nms_radius, border and threshold settled")
