@@ -56,7 +56,7 @@ class Machine:
 
     @classmethod
     def here(cls, device: str) -> Machine:
-        """`device` (auto, cpu, cuda, mps) and the processes that torchrun says there are."""
+        """`device` (auto, cpu, cuda) and the processes that torchrun says there are."""
         processes, local, rank = (int(os.environ.get(name, default)) for name, default in
                                   (("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1), ("RANK", 0)))
         return cls(device, processes, local, rank)
@@ -69,8 +69,7 @@ class Machine:
         """This process's device."""
         if self.accelerator in ("auto", "cuda") and torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        mps = self.accelerator in ("auto", "mps") and torch.backends.mps.is_available()
-        return torch.device("mps" if mps else "cpu")
+        return torch.device("cpu")
 
     def strategy(self) -> Any:
         """Lightning's; parameters may go unused in a step, as where a loss is skipped."""
@@ -81,9 +80,8 @@ class Machine:
 
 
 def check_device(device: str) -> None:
-    """Raises InputError for one of auto, cpu, cuda and mps that is not here."""
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if device in available and not available[device]():
+    """Raises InputError for cuda where there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device}: PyTorch {torch.__version__} sees none; use --device auto or cpu")
 
 

@@ -114,7 +114,8 @@ def test_training_refuses_wrong_poses_and_warns_of_what_cannot_be_told(monkeypat
     scene = corner_scene()
     turned = replace(scene, name="turned", poses=next(iter(POSES.values()))(scene.poses))
     given = {"posed:good": [scene, plane_scene(1)], "posed:turned": [turned], "posed:apart": [plane_scene(3, step=30)]}
-    monkeypatch.setattr(recordings, "open_scenes", lambda specs, height, width: given[specs[0]])
+    for name in ("open_scenes", "training_scenes"):
+        monkeypatch.setattr(recordings, name, lambda specs, height, width: given[specs[0]])
     with caplog.at_level(logging.WARNING):
         assert recordings.checked_scenes(["posed:good"], 8, 8) == given["posed:good"]
         assert caplog.text == ""

@@ -64,7 +64,7 @@ def _batch(count: int, height: int, width: int, channels: int = 3) -> PosedBatch
     images = torch.randint(256, (2, count, channels, height, width), dtype=torch.uint8)
     nothing, shown = torch.zeros(count, height, width), torch.ones(count, height, width, dtype=torch.bool)
     return PosedBatch(*images, nothing, nothing, intrinsics.expand(count, 3, 3), intrinsics.expand(count, 3, 3),
-                      pose.expand(count, 4, 4), shown, shown, nothing.byte(), nothing.byte())
+                      pose.expand(count, 4, 4), shown, shown, nothing.byte(), nothing.byte(), shown, shown)
 
 
 def test_parameter_counts():

@@ -11,13 +11,15 @@ import posed_layouts as make
 import pytest
 import yaml
 from posed_layouts import make_views
+from posed_scenes import plane_scene
 from test_posed_layouts import check_views
 
 from kp_frontend.errors import InputError
 from kp_frontend.replay.scene_files import read_depth, read_image
 from kp_frontend.resources import cache_folder
-from kp_training.data import open_images
+from kp_training.data import open_images, open_scenes, training_scenes
 from kp_training.data.layouts import open_posed
+from kp_training.data.scene_writer import write_scene
 
 
 def rewrite(path: Path, change) -> None:
@@ -70,7 +72,7 @@ def test_frames_that_cannot_be_read_give_place_to_the_next_photograph(tmp_path, 
     make.write_ours(tmp_path, make_views(24))
     images = open_images([f"posed:{tmp_path}"])
     expected = images[1]
-    first = tmp_path / open_posed(tmp_path)[0].names[int(images.images.indices[0])]
+    first = tmp_path / images.images.scenes[0].names[0]
     first.write_bytes(first.read_bytes()[:90])
     for _ in range(2):
         np.testing.assert_array_equal(images[0], expected)
@@ -79,6 +81,22 @@ def test_frames_that_cannot_be_read_give_place_to_the_next_photograph(tmp_path, 
         path.write_bytes(b"")
     with pytest.raises(InputError, match=r"not one of \d+ images can be read"):
         images[0]
+
+
+def test_frames_that_validation_sees_are_kept_from_training(tmp_path):
+    """Where there are photographs, they are what is held out, and all frames are learned from."""
+    write_scene(plane_scene(40, 32, 48, step=0.01), tmp_path / "plane")
+    posed = f"posed:{tmp_path / 'plane'}"
+    [scene] = open_scenes([posed], 0, 0)
+    [learned] = training_scenes([posed], 0, 0)
+    held_out, used = open_images([posed], held_out=True), open_images([posed])
+    assert 0 < len(held_out) < 20
+    assert len(learned) == len(used) == 40 - len(held_out)
+    assert learned.identity != scene.identity
+    for k in range(len(learned)):
+        assert np.array_equal(learned[k].image, used[k])
+        assert not any(np.array_equal(learned[k].image, held_out[number]) for number in range(len(held_out)))
+    assert training_scenes([posed, "procedural:2"], 0, 0)[0].names == scene.names
 
 
 def test_photographs_alone_are_no_scene(tmp_path):

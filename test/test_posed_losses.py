@@ -53,7 +53,8 @@ def batch_of(scene: PosedScene, source: int, target: int) -> PosedBatch:
     intrinsics = [torch.from_numpy(frame.intrinsics).float()[None] for frame in frames]
     moved = torch.from_numpy(invert(frames[1].world_from_camera) @ frames[0].world_from_camera).float()[None]
     nothing = [torch.zeros_like(image[:, 0]) for image in images]
-    return PosedBatch(*images, *depths, *intrinsics, moved, *(labels == 0 for labels in nothing), *nothing)
+    everywhere = [labels == 0 for labels in nothing]
+    return PosedBatch(*images, *depths, *intrinsics, moved, *everywhere, *nothing, *everywhere)
 
 
 SEEN, AWAY_FROM_VIEW, HIDDEN, UNKNOWN = range(4)

@@ -364,6 +364,30 @@ def test_labels_are_drawn_where_the_points_are_seen():
     assert set(asked) <= set(range(8))
 
 
+def test_labels_are_believed_where_their_cells_say_so():
+    """Frames that are white where they are known show it."""
+    cells = np.zeros((12, 16), bool)
+    cells[2:7, 3:8] = cells[8:, 10:] = True
+    scene = plane_scene()
+    white = cv2.resize(np.where(cells, 255, 0).astype(np.uint8), (128, 96), interpolation=cv2.INTER_NEAREST)
+    frames = Frames([np.repeat(white[..., None], 3, 2)] * 4, [scene.read(k)[1] for k in range(4)])
+    scene = replace(scene, read=frames, identity="known")
+
+    def known_cells(index: int, height: int, width: int) -> np.ndarray:
+        assert (height, width) == (96, 128)
+        return cells
+
+    pairs = PosedPairs([scene], replace(TURNED, closest=2.0), 0, None, known_cells)
+    for item in (pairs[0], pairs[1], pairs[2]):
+        for image, mask, known in ((item.image0, item.mask0, item.known0), (item.image1, item.mask1, item.known1)):
+            assert not (known & ~mask).any()
+            seen = (image[0] > 127)[mask]
+            assert 0.05 < seen.float().mean() < 0.95
+            assert (seen == known[mask]).float().mean() > 0.97  # all but edges
+    item = PosedPairs([scene], TURNED, 0)[0]
+    assert torch.equal(item.known1, item.mask1)
+
+
 def dotted(image: np.ndarray, points: np.ndarray) -> np.ndarray:
     black = np.zeros_like(image)
     for x, y, _ in points.tolist():

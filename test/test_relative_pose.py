@@ -251,11 +251,21 @@ def test_differences_are_paired():
     assert "a" not in outcome.differences["all"]
 
 
+def test_pairs_that_cannot_be_read_are_one_error():
+    with pytest.raises(InputError, match="none of 2 pairs of views can be read"):
+        conclude_poses(choose_pose_setting("shared"), {"orb": [None, None]}, True)
+
+
 def test_published_figures_need_the_same_protocol():
     assert published_poses(choose_pose_setting("scannet"), 1500)["SuperPoint (PrP)"] == (0.0756, 0.1776, 0.3043)
-    assert list(published_poses(choose_pose_setting("yfcc", top_k=20_000), 4000)) == ["SiLK", "SiLK-PrP", "Aug"]
+    assert list(published_poses(choose_pose_setting("yfcc"), 4000)) == ["SuperPoint (PrP)", "Hyb", "SuperPoint-PrP"]
+    silk = choose_pose_setting("yfcc", Size(long=1600), 20_000)
+    assert list(published_poses(silk, 4000)) == ["SiLK", "SiLK-PrP", "Aug"]
+    assert not silk.changed
+    assert choose_pose_setting("yfcc", Size(long=1600)).changed == "--size long1600"
     for setting, pairs in ((choose_pose_setting("scannet"), 10), (choose_pose_setting("shared"), 1500),
-                           (choose_pose_setting("scannet", Size(320, 240)), 1500)):
+                           (choose_pose_setting("scannet", Size(320, 240)), 1500),
+                           (choose_pose_setting("yfcc", Size(long=1600)), 4000)):
         assert published_poses(setting, pairs) == {}
 
 

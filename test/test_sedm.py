@@ -227,15 +227,15 @@ def test_rounds_and_descriptors_train_and_export(name, tmp_path):
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4, rtol=1e-3)
 
 
-def test_no_depth_is_no_word_on_points(tmp_path):
-    """describe: whether there is a point where a view has no depth counts nothing, as in the rounds."""
+def test_what_no_two_directions_saw_is_no_word_on_points(tmp_path):
+    """describe: whether there is a point where the expectation knows nothing does not count, as in the rounds."""
     stage = Sedm(replace(SMALL, network="compact")).stages()[-1]
     dataset = stage.dataset(_context(tmp_path, {"em2": CompactNet().eval()}))
     batch = torch.utils.data.default_collate([dataset[0]])
     for view in "01":
-        depth, labels = torch.full((1, 64, 96), 2.0), torch.zeros(1, 64, 96, dtype=torch.uint8)
-        depth[..., 48:] = 0
-        batch = batch._replace(**{f"depth{view}": depth, f"labels{view}": labels})
+        known, labels = torch.ones(1, 64, 96, dtype=torch.bool), torch.zeros(1, 64, 96, dtype=torch.uint8)
+        known[..., 48:] = False
+        batch = batch._replace(**{f"known{view}": known, f"labels{view}": labels})
     outputs = torch.randn(2, 1, 64, 96), torch.randn(2, 64, 8, 12), torch.randn(2, 1, 8, 12)
 
     def detector(**labels) -> float:

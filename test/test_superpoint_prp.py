@@ -123,6 +123,7 @@ def test_each_stage_is_taught_by_the_one_before(tmp_path, hyb):
     assert asked == ["magicpoint", "round1", "round2"]
     kinds = [type(dataset).__name__ for dataset in datasets]
     assert kinds == (["HomographyPairs", "HomographyPairs", "PosedPairs"] if hyb else ["PosedPairs"] * 3)
+    assert {(dataset.config.height, dataset.config.width) for dataset in datasets} == {(64, 96)}
 
 
 def test_a_teacher_in_place_of_the_stages_before_the_last(tmp_path):

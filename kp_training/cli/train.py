@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="weights to start from: a checkpoint with the same network, or a published weight file")
     parser.add_argument("--steps", type=int, help="optimizer steps of each stage; schedules are spread over them")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; --resume continues")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--settings", dest="list_settings", action="store_true",
                         help="list the settings of --method and of the loop with their defaults, and end")
     parser.add_argument("settings", nargs="*", metavar="key=value",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kp_frontend.errors import InputError, unknown_name
-from kp_training.data.images import Chosen, Images, Joined, Readable
+from kp_training.data.images import Images, Joined, Readable
 from kp_training.data.layouts import open_posed
 from kp_training.data.photos import PhotoFolder, is_held_out
 from kp_training.data.posed import PosedScene, SceneFrames
@@ -37,7 +37,10 @@ def open_images(specs: Sequence[str], held_out: bool = False) -> Images:
     found = [IMAGE_SOURCES[kind](argument, held_out) for kind, argument in _parse(specs) if kind in IMAGE_SOURCES]
     scenes = [scene for kind, argument in _parse(specs) if kind == "posed" for scene in _posed(argument)]
     if not found and scenes:
-        return _frames(scenes, held_out)
+        parts = [_part(scene, held_out) for scene in scenes]
+        if not any(map(len, parts)):
+            raise InputError(f"{sum(map(len, scenes))} frames are too few to keep some of them from training")
+        return Readable(SceneFrames(parts))
     sources = found or [IMAGE_SOURCES["procedural"]("", held_out)]
     return sources[0] if len(sources) == 1 else Joined(sources)
 
@@ -54,13 +57,20 @@ def open_scenes(specs: Sequence[str], height: int, width: int) -> list[PosedScen
     return [scene for kind, argument in given for scene in SCENE_SOURCES[kind](argument, height, width, walls)]
 
 
-def _frames(scenes: Sequence[PosedScene], held_out: bool) -> Images:
-    """Frames of `scenes` for training, or the tenth that is kept from it, though its neighbours are not."""
-    names = [f"{scene.name}/{name}" for scene in scenes for name in scene.names]
-    chosen = np.array([number for number, name in enumerate(names) if is_held_out(name) == held_out], np.int64)
-    if not len(chosen):
-        raise InputError(f"{len(names)} frames are too few to keep some of them from training")
-    return Readable(Chosen(SceneFrames(scenes), chosen))
+def training_scenes(specs: Sequence[str], height: int, width: int) -> list[PosedScene]:
+    """`open_scenes` without the frames that `open_images` holds out of them, where there are no photographs."""
+    scenes = open_scenes(specs, height, width)
+    if any(kind in IMAGE_SOURCES for kind, _ in _parse(specs)):
+        return scenes
+    recorded = {scene.identity for kind, argument in _parse(specs) if kind == "posed" for scene in _posed(argument)}
+    parts = [_part(scene, held_out=False) if scene.identity in recorded else scene for scene in scenes]
+    return [scene for scene in parts if len(scene)]
+
+
+def _part(scene: PosedScene, held_out: bool) -> PosedScene:
+    """Frames for training, or the tenth that is kept from it, though its neighbours are not."""
+    chosen = [k for k, name in enumerate(scene.names) if is_held_out(f"{scene.name}/{name}") == held_out]
+    return scene.choose(np.array(chosen, np.int64), "[held out]" if held_out else "[trained on]")
 
 
 @functools.cache

@@ -15,8 +15,8 @@ from kp_training.augment import apply_style
 from kp_training.data.corners import draw_labels
 from kp_training.data.images import Images
 from kp_training.data.pairs import GEOMETRIES, PairConfig
-from kp_training.geometry.homography import scale_homography, warp_points
-from kp_training.geometry.views import to_channels, warp_view
+from kp_training.geometry.homography import warp_points
+from kp_training.geometry.views import to_channels, warp_cells, warp_view
 
 
 class ViewBatch(NamedTuple):
@@ -65,15 +65,5 @@ class LabelledViews(Dataset):
         x, y, strengths = self.labels(index).T
         points = warp_points(np.linalg.inv(photo_from_view), np.column_stack([x, y]))
         labels = torch.from_numpy(draw_labels(points, strengths, *size))
-        mask = _warp_cells(self.labels.known_cells(index, *photo.shape), photo.shape, photo_from_view, *size)
+        mask = warp_cells(self.labels.known_cells(index, *photo.shape), photo.shape, photo_from_view, *size)
         return ViewBatch(to_channels(apply_style(view, self.config.style, rng)), labels, torch.from_numpy(mask))
-
-
-def _warp_cells(
-    cells: np.ndarray, photo_size: tuple[int, int], photo_from_view: np.ndarray, height: int, width: int
-) -> np.ndarray:
-    """height×width bool: h×w `cells` over a whole photograph as a view sees them, False beyond it."""
-    cells_from_photo = scale_homography(np.eye(3), np.ones(2), (np.array(cells.shape) / photo_size)[::-1])
-    seen = cv2.warpPerspective(cells.astype(np.uint8), cells_from_photo @ photo_from_view, (width, height),
-                               flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
-    return seen.astype(bool)

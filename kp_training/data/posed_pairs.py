@@ -20,7 +20,7 @@ from kp_training.data.corners import draw_labels
 from kp_training.data.pair_choice import CHOICES
 from kp_training.data.posed import PosedFrame, PosedScene, SceneFrames
 from kp_training.geometry.homography import scale_homography, warp_points
-from kp_training.geometry.views import to_channels
+from kp_training.geometry.views import to_channels, warp_cells
 from kp_training.geometry.warps import PosedView, Reprojection
 
 ATTEMPTS = 100
@@ -39,6 +39,7 @@ class PosedBatch(NamedTuple):
     intrinsics0, intrinsics1: B×3×3 float32, K of the views.  view1_from_view0: B×4×4 float32, in the unit of depth.
     mask0, mask1: B×H×W bool, where the view shows its frame.
     labels0, labels1: B×H×W uint8, strength of the point at that pixel (``data.corners``), 0 = none.
+    known0, known1: B×H×W bool, where the labels are to be believed.
     """
 
     image0: Tensor
@@ -52,6 +53,8 @@ class PosedBatch(NamedTuple):
     mask1: Tensor
     labels0: Tensor
     labels1: Tensor
+    known0: Tensor
+    known1: Tensor
 
     def warp(self) -> Reprojection:
         """From view 0 to view 1."""
@@ -100,7 +103,7 @@ class PosedPairConfig:
 class View(NamedTuple):
     """What a virtual camera at the place of a frame's camera sees; the arrays as in PosedBatch, without B.
 
-    view_from_frame: 3×3 float64, pixels.  world_from_view: 4×4 float64.
+    view_from_frame: 3×3 float64, pixels.  world_from_view: 4×4 float64.  frame_size: its height and width.
     """
 
     image: np.ndarray
@@ -109,6 +112,7 @@ class View(NamedTuple):
     intrinsics: np.ndarray
     view_from_frame: np.ndarray
     world_from_view: np.ndarray
+    frame_size: tuple[int, int]
 
 
 class PosedPairs(Dataset):
@@ -116,7 +120,7 @@ class PosedPairs(Dataset):
 
     A scene is drawn by the square root of how many pairs it has, then one of its pairs, then which frame comes first.
     points: running index of a frame (``SceneFrames``) → N×3 float32 (x, y, strength in (0, 1]) in the frame's pixels,
-    that the labels are drawn from; None for no labels.
+    that the labels are drawn from; None for no labels.  known_cells: see ``Labels``; None for all.
     A frame that cannot be read is counted (`unreadable`), and another pair takes its place, as of two views that share
     less than LEAST_SHARED by their depth, if they have one and were not chosen by pose alone: they teach nothing.
     Raises InputError where no two frames go together.
@@ -125,12 +129,14 @@ class PosedPairs(Dataset):
     def __init__(
         self, scenes: Sequence[PosedScene], config: PosedPairConfig, seed: int,
         points: Callable[[int], np.ndarray] | None = None,
+        known_cells: Callable[[int, int, int], np.ndarray] | None = None,
     ) -> None:
         for kind, name, table in (("choice of pairs", config.choice, CHOICES), ("aspect", config.aspect, RESIZES),
                                   ("photometric style", config.style, STYLES)):
             if name not in table:
                 raise unknown_name(kind, name, table)
-        self.frames, self.config, self.seed, self.points = SceneFrames(scenes), config, seed, points
+        self.frames, self.config, self.seed = SceneFrames(scenes), config, seed
+        self.points, self.known_cells = points, known_cells
         chosen = [CHOICES[config.choice](scene, config) for scene in scenes]
         self.pairs = [pairs for pairs, _ in chosen]
         counts = np.array([len(pairs) for pairs in self.pairs])
@@ -197,10 +203,11 @@ class PosedPairs(Dataset):
         images = [to_channels(apply_style(view.image, self.config.style, rng)) for view in views]
         view1_from_view0 = invert(views[1].world_from_view) @ views[0].world_from_view
         labels = [self._labels(index, view.view_from_frame) for index, view in zip(indices, views)]
+        known = [self._known(index, view) for index, view in zip(indices, views)]
         return PosedBatch(
             *images, *(torch.from_numpy(view.depth) for view in views),
             *(torch.from_numpy(view.intrinsics).float() for view in views), torch.from_numpy(view1_from_view0).float(),
-            *(torch.from_numpy(view.mask) for view in views), *labels,
+            *(torch.from_numpy(view.mask) for view in views), *labels, *map(torch.from_numpy, known),
         )
 
     def _labels(self, index: int, view_from_frame: np.ndarray) -> Tensor:
@@ -210,6 +217,13 @@ class PosedPairs(Dataset):
         x, y, strengths = self.points(index).T
         points = warp_points(view_from_frame, np.column_stack([x, y]))
         return torch.from_numpy(draw_labels(points, strengths, height, width))
+
+    def _known(self, index: int, view: View) -> np.ndarray:
+        """H×W bool."""
+        if self.known_cells is None:
+            return view.mask
+        cells = self.known_cells(index, *view.frame_size)
+        return warp_cells(cells, view.frame_size, np.linalg.inv(view.view_from_frame), *view.mask.shape)
 
 
 def _common_middles(frames: Sequence[PosedFrame], closer: float, rng: np.random.Generator) -> list[np.ndarray]:
@@ -270,7 +284,7 @@ def make_view(
     # Of a turn there is left in K, beside the pose, only the shift of the principal point.
     intrinsics = view_from_resized @ intrinsics @ turn[:3, :3]
     return View(_picture(image, resized, view_from_resized, target), depth, mask.astype(bool), intrinsics,
-                view_from_frame, frame.world_from_camera @ turn)
+                view_from_frame, frame.world_from_camera @ turn, frame.image.shape[:2])
 
 
 def _picture(image: np.ndarray, resized: np.ndarray, view_from_resized: np.ndarray, size: np.ndarray) -> np.ndarray:

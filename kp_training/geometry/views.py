@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kp_training.geometry.homography import view_corners, warp_points
+from kp_training.geometry.homography import scale_homography, view_corners, warp_points
 from kp_training.geometry.sampling import pixel_grid
 from kp_training.geometry.sampling import warp_points as warp_points_on_device
 
@@ -43,6 +43,16 @@ def warp_view(photo: np.ndarray, photo_from_view: np.ndarray, height: int, width
     view = cv2.warpPerspective(photo, photo_from_view, (width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
                                borderMode=cv2.BORDER_REFLECT_101)
     return view, mask.astype(bool)
+
+
+def warp_cells(
+    cells: np.ndarray, photo_size: tuple[int, int], photo_from_view: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """height×width bool: h×w `cells` over a whole photograph as a view sees them, False beyond it."""
+    cells_from_photo = scale_homography(np.eye(3), np.ones(2), (np.array(cells.shape) / photo_size)[::-1])
+    seen = cv2.warpPerspective(cells.astype(np.uint8), cells_from_photo @ photo_from_view, (width, height),
+                               flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
+    return seen.astype(bool)
 
 
 def cut_part(photo: np.ndarray, photo_from_view: np.ndarray, height: int, width: int) -> Part:

@@ -109,6 +109,7 @@ class PosFeatConfig:
     style: auto is ``caps``, and ``camera`` for compact.
     height, width: of the views, 0 = the paper's 480×640, 240×320 on a CPU, where a step of the paper's takes minutes,
     and 256×320 for compact; farthest and tolerance are pixels of the views at any size.
+    closest: see PosedPairConfig; 0 = 2 for compact where all scenes have depth, else 1, the paper's.
     """
 
     model: int = 1

@@ -247,7 +247,7 @@ class Sedm:
             height=config.pair_height or self.kind.pairs[0], width=config.pair_width or self.kind.pairs[1],
             closest=self.closest,
         )
-        return PosedPairs(scenes, pairs, context.seed, labels)
+        return PosedPairs(scenes, pairs, context.seed, labels, labels.known_cells if labels else None)
 
     def _describe(self, run: Run, network: nn.Module, batch: PosedBatch) -> dict[str, Tensor]:
         keep_frozen(network)
@@ -258,10 +258,9 @@ class Sedm:
             return {"loss": loss(*descriptors.chunk(2), batch.warp(), batch.mask0, batch.mask1)}
         logits, descriptors, _ = run(network, images)
         labels = torch.cat([batch.labels0, batch.labels1])
-        # Without depth nothing could be found again, which does not mean that there is no point.
-        mask = torch.cat([batch.mask0 & (batch.depth0 > 0), batch.mask1 & (batch.depth1 > 0)])
+        known = torch.cat([batch.known0, batch.known1])
         # A cell's share, as superpoint's is: beside another loss, the size of the images would tell.
-        detector = self._heat(logits, labels, mask) / (labels[0].numel() / CELL**2)
+        detector = self._heat(logits, labels, known) / (labels[0].numel() / CELL**2)
         descriptor = loss(*descriptors.chunk(2), batch.warp(), batch.mask0, batch.mask1)
         return {"loss": detector + descriptor, "detector": detector, "descriptor": descriptor}
 

@@ -61,7 +61,7 @@ class SuperPointPrpConfig:
     average, group, others: see ProjectiveConfig.  average: ``normalised`` is ours, ``patches`` the paper's, ``public``
         the public code's with its defect.
     adapt_threshold, adapt_fewest, adapt_points, adapt_height, adapt_width: see LabelConfig; of the last two 0 = auto,
-        as of the frames.
+        as of the frames, and with hyb SuperPoint's for photographs.
     adapt_limit: at most so many frames (with hyb, also photographs) are labelled.  0: as many as a third of the time
         of the stage's training is enough for; with the paper's steps, all.
     warps: with hyb, see AdaptationConfig.
@@ -110,7 +110,9 @@ class SuperPointPrp:
         shared = ("network", "norm", "warm", "teacher", "descriptor_loss", "warps", "adapt_threshold", "adapt_fewest",
                   "adapt_points", "adapt_limit")
         settings = {name: getattr(config, name) for name in shared}
-        self.superpoint = SuperPoint(SuperPointConfig(rounds=config.rounds + 1, **settings))
+        settings |= {name: getattr(config, name) for name in ("adapt_height", "adapt_width") if getattr(config, name)}
+        self.superpoint = SuperPoint(SuperPointConfig(
+            rounds=config.rounds + 1, height=config.round_height, width=config.round_width, **settings))
         views, round_views = VIEWS[config.network]
         self.views = config.height or views[0], config.width or views[1]
         self.round_views = config.round_height or round_views[0], config.round_width or round_views[1]

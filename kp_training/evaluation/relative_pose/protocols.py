@@ -1,8 +1,9 @@
 """The named protocols of relative pose (EVALUATION.md sections 1 D and 3), so that their figures never mix.
 
 - ``shared`` (ours): images as they are, the best 1000 points; a translation that points the wrong way is wrong.
-- ``scannet``, ``yfcc``, ``megadepth``: the papers' sizes and points; a translation's sign does not count.  Theirs is
-  OpenCV's estimator; PoseLib's figures are higher (trap 6).
+- ``scannet``, ``yfcc``, ``megadepth``: the size and points of SuperPoint in the papers (SiLK has 20,000 points, and
+  ``yfcc`` at 1600); a translation's sign does not count.  Theirs is OpenCV's estimator; PoseLib's figures are higher
+  (trap 6).
 - ``scannet_refined``: pairs with a translation of at most .15 m are judged by their rotation alone.
 
 All match mutual neighbours.
@@ -11,7 +12,8 @@ All match mutual neighbours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_training.evaluation.relative_pose.solvers import SOLVERS
@@ -43,7 +45,7 @@ PRESETS = {
     "shared": PosePreset(folded=False, precision=PIXELS),
     "scannet": PosePreset(Size(640, 480), 1024),
     "scannet_refined": PosePreset(Size(640, 480), 1024, still=0.15),
-    "yfcc": PosePreset(Size(long=1600), 2048),
+    "yfcc": PosePreset(Size(long=1200), 2048),
     "megadepth": PosePreset(Size(long=1600), 2048),
 }
 
@@ -93,34 +95,46 @@ def choose_pose_setting(
         if value is not None and value < 1:
             raise InputError(f"{option} {value}: expected at least 1")
     protocol = PRESETS[preset]
-    changes = [f"--size {size}"] * (size not in (None, protocol.size))
-    changes += [f"--top-k {top_k}"] * (top_k not in (None, protocol.top_k))
-    return PoseSetting(preset, size or protocol.size, top_k or protocol.top_k, tuple(dict.fromkeys(solvers)), repeats,
-                       seed, ", ".join(changes))
+    chosen = size or protocol.size, top_k or protocol.top_k
+    changes = [f"--size {size}"] * (chosen[0] != protocol.size) + [f"--top-k {top_k}"] * (chosen[1] != protocol.top_k)
+    if preset in PUBLISHED and chosen in {row.setting for row in PUBLISHED[preset].rows.values()}:
+        changes = []
+    return PoseSetting(preset, *chosen, tuple(dict.fromkeys(solvers)), repeats, seed, ", ".join(changes))
+
+
+class Row(NamedTuple):
+    """AUC@5, @10 and @20 in percent, and the size of images and number of points that they are of."""
+
+    setting: tuple[Size, int]
+    figures: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class PublishedPoses:
-    """AUC@5, @10 and @20 in percent that a paper prints for a preset: name → (points, figures).  pairs: of its list."""
+    """What a paper prints for a preset: name → row.  pairs: of its list."""
 
     source: str
     pairs: int
-    rows: Mapping[str, tuple[int, tuple[float, float, float]]] = field(default_factory=dict)
+    rows: Mapping[str, Row]
 
 
-def _prp(pairs: int, points: int, *figures: tuple[float, float, float]) -> PublishedPoses:
-    names = {"SuperPoint (PrP)": points, "Hyb": points, "SuperPoint-PrP": points, "SiLK": 20_000, "SiLK-PrP": 20_000,
-             "Aug": 20_000}
-    rows = {name: (count, row) for (name, count), row in zip(names.items(), figures)}
-    return PublishedPoses("PrP", pairs, rows)
+def _prp(
+    pairs: int, superpoint: tuple[Size, int], silk: tuple[Size, int], *figures: tuple[float, float, float]
+) -> PublishedPoses:
+    settings = {"SuperPoint (PrP)": superpoint, "Hyb": superpoint, "SuperPoint-PrP": superpoint, "SiLK": silk,
+                "SiLK-PrP": silk, "Aug": silk}
+    return PublishedPoses("PrP", pairs, {name: Row(settings[name], row) for name, row in zip(settings, figures)})
 
 
 PUBLISHED = {
-    "scannet": _prp(1500, 1024, (7.56, 17.76, 30.43), (7.82, 17.85, 31.08), (7.73, 17.72, 30.71),
+    "scannet": _prp(1500, (Size(640, 480), 1024), (Size(640, 480), 20_000),
+                    (7.56, 17.76, 30.43), (7.82, 17.85, 31.08), (7.73, 17.72, 30.71),
                     (7.18, 16.14, 27.84), (9.42, 20.17, 32.31), (9.60, 20.75, 34.24)),
-    "yfcc": _prp(4000, 2048, (12.01, 22.66, 35.48), (14.04, 26.53, 40.80), (12.57, 23.86, 37.88),
+    "yfcc": _prp(4000, (Size(long=1200), 2048), (Size(long=1600), 20_000),
+                 (12.01, 22.66, 35.48), (14.04, 26.53, 40.80), (12.57, 23.86, 37.88),
                  (7.82, 15.05, 24.93), (9.44, 17.31, 27.04), (7.82, 14.33, 22.52)),
-    "megadepth": _prp(1500, 2048, (25.21, 39.42, 52.11), (27.34, 42.64, 56.03), (26.17, 41.53, 55.87),
+    "megadepth": _prp(1500, (Size(long=1600), 2048), (Size(long=1600), 20_000),
+                      (25.21, 39.42, 52.11), (27.34, 42.64, 56.03), (26.17, 41.53, 55.87),
                       (22.70, 35.32, 48.08), (25.91, 35.50, 46.41), (24.79, 34.38, 45.00)),
 }
 
@@ -128,7 +142,7 @@ PUBLISHED = {
 def published_poses(setting: PoseSetting, pairs: int) -> dict[str, tuple[float, ...]]:
     """Name → AUC@5, @10, @20 as shares, where preset, size, points and number of pairs are those of the paper."""
     table = PUBLISHED.get(setting.preset)
-    if table is None or table.pairs != pairs or setting.size != setting.protocol.size:
+    if table is None or table.pairs != pairs:
         return {}
-    return {name: tuple(value / 100 for value in row) for name, (points, row) in table.rows.items()
-            if points == setting.top_k}
+    return {name: tuple(value / 100 for value in row.figures) for name, row in table.rows.items()
+            if row.setting == (setting.size, setting.top_k)}

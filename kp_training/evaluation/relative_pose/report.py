@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kp_frontend.errors import InputError
 from kp_frontend.replay.summary import without_nan
 from kp_training.evaluation.relative_pose.metrics import area_under_curve, pair_scores
 from kp_training.evaluation.relative_pose.protocols import THRESHOLDS, PoseSetting, published_poses
@@ -45,9 +46,12 @@ class PoseOutcome:
 
 
 def conclude_poses(setting: PoseSetting, results: Results, metric: bool) -> PoseOutcome:
-    """Sum up results (features → one a pair, None where a view could not be read)."""
+    """Sum up results (features → one a pair, None where a view could not be read); InputError where there is none."""
     kept = {spec: [result for result in entries if result is not None] for spec, entries in results.items()}
     baseline = next(iter(kept))
+    if not kept[baseline]:
+        raise InputError(f"none of {len(results[baseline])} pairs of views can be read; expected images, not, say, "
+                         "pointers to them of Git LFS")
     groups = {group: {spec: [result for result in entries if result.group == group] for spec, entries in kept.items()}
               for group in dict.fromkeys(result.group for result in kept[baseline])}
     return PoseOutcome(

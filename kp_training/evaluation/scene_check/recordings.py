@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from kp_frontend.errors import InputError
-from kp_training.data import open_scenes
+from kp_training.data import open_scenes, training_scenes
 from kp_training.data.posed import PosedScene, evenly
 from kp_training.evaluation.scene_check.check import check_scene
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def checked_scenes(specs: Sequence[str], height: int, width: int) -> list[PosedScene]:
-    """``open_scenes``; some scenes of ``posed:PATH`` are checked, once in a process, and a warning says what is wrong.
+    """``training_scenes``; some of ``posed:PATH`` are checked, once in a process, and a warning says what is wrong.
 
     Raises InputError for one that is read in another convention than the one that explains what its frames show.
     """
-    scenes = open_scenes(specs, height, width)
+    scenes = training_scenes(specs, height, width)
     recordings = tuple(spec for spec in specs if spec.startswith("posed:"))
     if recordings:
         _look_at(recordings)
