@@ -46,13 +46,15 @@ class Changed:
         return image, self.change(depth).astype(np.float32)
 
 
-def corner_scene(count: int = 6, height: int = 96, width: int = 128, depth: bool = True) -> PosedScene:
+def corner_scene(
+    count: int = 6, height: int = 96, width: int = 128, depth: bool = True, step: float = 0.2
+) -> PosedScene:
     """Three walls of a room's corner, by a camera that moves and turns; nothing in it is flat or symmetric."""
     x, y, z = np.eye(3)
     walls = [Rectangle(np.array([0, 0, 4.0]), np.array([x, y]), (np.inf, np.inf), texture(0)),
              Rectangle(np.array([1.5, 0, 0]), np.array([z, y]), (np.inf, np.inf), texture(1)),
              Rectangle(np.array([0, 1.2, 0]), np.array([x, z]), (np.inf, np.inf), texture(2))]
-    poses = moving_poses(count, 0.2, turn=0.05)
+    poses = moving_poses(count, step, turn=0.05)
     tilt = np.eye(4)
     tilt[:3, :3] = so3_exp(np.array([-0.3, 0.4, 0.5]))
     return make_scene("corner", walls, tilt @ poses, height, width, depth)
@@ -139,6 +141,20 @@ def test_wrong_depth_is_recognised(mistake, change):
     both = check_scene(replace(wrong, poses=scene.poses @ OPENGL), (2, 5))
     assert "camera axes of OpenGL" in both.verdict
     assert mistake in both.verdict
+
+
+@pytest.mark.parametrize(("factor", "said"), [
+    (100, "read as depth a hundred times too small for the poses, "),
+    (0.01, "read as depth a hundred times too large for the poses, "),
+    (10, "no usual mistake"),  # frames of little motion nearly agree were there none
+    (0.1, "no usual mistake")])
+def test_only_a_unit_that_motion_bears_out_is_named(factor, said):
+    scene = corner_scene(12, step=0.04)
+    poses = scene.poses.copy()
+    poses[:, :3, 3] *= factor
+    check = check_scene(replace(scene, poses=poses), (1, 3, 10))
+    assert check.good is False
+    assert said in check.verdict
 
 
 def test_wrong_intrinsics_are_no_usual_mistake():
@@ -235,7 +251,7 @@ def test_the_pairs_of_a_scene():
 
 def test_combinations_begin_with_none():
     assert combinations(True)[0] == combinations(False)[0] == ()
-    assert (len(combinations(True)), len(combinations(False))) == (72, 12)
+    assert (len(combinations(True)), len(combinations(False))) == (120, 12)
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ from kp_frontend.features import Features
 from kp_frontend.matching import match
 from kp_training.data.overlap import pose_overlap
 from kp_training.data.posed import PosedFrame, PosedScene, evenly
-from kp_training.evaluation.scene_check.conventions import combinations, read_as
+from kp_training.evaluation.scene_check.conventions import UNITS, combinations, from_one_place, read_as
 from kp_training.evaluation.scene_check.reprojection import (
     SHARE,
+    Reprojected,
     agreement,
     fundamental_matrix,
     line_distances,
@@ -43,7 +44,12 @@ NEAR_LINE = 2.0
 AGREE, ON_LINE = 0.75, 0.6
 """Least share of pixels that agree, and of matches on their lines, where a scene's numbers fit together."""
 BETTER = 1.1
-"""How much more another convention must find again to be named; it must also explain half of what is wrong."""
+"""How much more another convention must find again to be named; it must also explain half of what is wrong.
+
+One of another unit must find so much more than without any motion, too: the smaller that is beside the depth, the less
+it matters whether it is right."""
+NEARLY = 0.95
+"""Of what the best convention finds again; of those that find as much, the one of fewest mistakes is named."""
 FEWEST = 100
 """Pixels, or matches, in all, below which nothing is said of a scene."""
 
@@ -196,12 +202,13 @@ def pairs_of(scene: PosedScene, strides: Sequence[int]) -> list[tuple[int, int, 
 class Rivals:
     """How well each of the conventions that numbers may have been given in explains what frames see.
 
-    counts: of pixels, or matches, by convention: those that agree, those that could be compared, those there are.
+    counts: of pixels, or matches, by convention: those that agree, those that could be compared, those there are, and
+    those that would agree were both frames of one place (where the convention is of another unit; else 0).
     """
 
     def __init__(self, has_depth: bool) -> None:
         self.combinations = combinations(has_depth)
-        self.counts = np.zeros((len(self.combinations), 3))
+        self.counts = np.zeros((len(self.combinations), 4))
 
     def add(self, *counts: Sequence[int]) -> None:
         """Counts of one pair, by convention."""
@@ -209,9 +216,10 @@ class Rivals:
 
     def best(self) -> tuple[int, float, float]:
         """Number of the convention that explains far most, or 0; the share that agrees then, and as things are."""
-        agreed, compared, there = self.counts.T
+        agreed, compared, there, still = self.counts.T
         found, shares = agreed / np.maximum(there, 1), agreed / np.maximum(compared, 1)
-        best = int(found.argmax())
+        found *= agreed > BETTER * still
+        best = int(np.argmax(found >= NEARLY * found.max()))
         explains = found[best] > BETTER * found[0] and 1 - shares[best] < (1 - shares[0]) / 2
         return best if explains else 0, float(shares[best]), float(shares[0])
 
@@ -263,23 +271,31 @@ def _compare_lines(first: View, second: View, metric: bool) -> dict[str, float]:
     return {"compared": len(distances), "agree": (distances < NEAR_LINE).mean(), "distance": np.median(distances)}
 
 
-def _find_depth(first: View, second: View, ways: Sequence) -> list[tuple[int, int, int]]:
-    """Pixels whose depth agrees up to a share of it, those with a depth to compare, and all, by convention."""
+def _find_depth(first: View, second: View, ways: Sequence) -> list[tuple[int, int, int, int]]:
+    """Rivals' counts of pixels; their depth agrees up to a share of it."""
     pixels, counts = spread_pixels(*first.thumbnail.image.shape[:2], FEW_PIXELS), []
     for way in ways:
-        there = reproject(*(read_as(view.thumbnail, way) for view in (first, second)), pixels)
-        agree = (there.seen > 0) & (np.abs(there.depth - there.seen) <= SHARE * there.depth)
-        counts.append((agree.sum(), (there.seen > 0).sum(), len(agree)))
+        frames = [read_as(view.thumbnail, way) for view in (first, second)]
+        there = reproject(*frames, pixels)
+        agree = _agree(there)
+        still = 0
+        if any(convention in UNITS for convention in way):
+            still = _agree(reproject(frames[0], from_one_place(*frames), pixels)).sum()
+        counts.append((agree.sum(), (there.seen > 0).sum(), len(agree), still))
     return counts
 
 
-def _find_on_lines(first: View, second: View, ways: Sequence) -> list[tuple[int, int, int]]:
-    """Matches on their lines, and all, twice, by convention."""
+def _agree(there: Reprojected) -> np.ndarray:
+    return (there.seen > 0) & (np.abs(there.depth - there.seen) <= SHARE * there.depth)
+
+
+def _find_on_lines(first: View, second: View, ways: Sequence) -> list[tuple[int, int, int, int]]:
+    """Rivals' counts of matches."""
     points, counts = matched_points(first, second), []
     for way in ways:
         fundamental = fundamental_matrix(*(read_as(view.frame, way) for view in (first, second)))
         distances = line_distances(fundamental, *points)
-        counts.append(((distances < NEAR_LINE).sum(), len(distances), len(distances)))
+        counts.append(((distances < NEAR_LINE).sum(), len(distances), len(distances), 0))
     return counts
 
 

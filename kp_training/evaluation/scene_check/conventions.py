@@ -65,6 +65,11 @@ UNITS = (
                functools.partial(_scaled, factor=1e-3)),
     Convention("depth a thousand times too small for the poses", "multiply depth by 1000 (metres for millimetres?)",
                functools.partial(_scaled, factor=1e3)),
+    Convention("depth a hundred times too large for the poses", "divide depth by 100 (centimetres for metres?)",
+               functools.partial(_scaled, factor=1e-2)),
+    Convention("depth a hundred times too small for the poses",
+               "divide the poses' translations by 100 (centimetres for metres?)",
+               functools.partial(_scaled, factor=1e2)),
 )
 """Each group in the order in which mistakes are taken back; of each, at most one is made."""
 
@@ -74,6 +79,13 @@ def combinations(has_depth: bool) -> list[tuple[Convention, ...]]:
     groups = (ROTATIONS, DIRECTIONS, AXES, LENGTHS, UNITS) if has_depth else (ROTATIONS, DIRECTIONS, AXES)
     chosen = itertools.product(*((None, *group) for group in groups))
     return sorted((tuple(filter(None, conventions)) for conventions in chosen), key=len)
+
+
+def from_one_place(first: PosedFrame, second: PosedFrame) -> PosedFrame:
+    """The second frame as if it had been taken where the first one was."""
+    pose = second.world_from_camera.copy()
+    pose[:3, 3] = first.world_from_camera[:3, 3]
+    return replace(second, world_from_camera=pose)
 
 
 def read_as(frame: PosedFrame, conventions: Iterable[Convention]) -> PosedFrame:
