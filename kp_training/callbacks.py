@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import logging
 import signal
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as lightning
 from lightning.pytorch.callbacks import Callback
 
+from kp_frontend.errors import InputError
 from kp_training.methods.base import Stage
 from kp_training.runs import Run
 
@@ -152,6 +155,18 @@ class Progress(AfterStep):
 def ignore_interrupt(_: int) -> None:
     """For loader workers: the loop decides when to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def worker_errors() -> Iterator[None]:
+    """An InputError of a loader worker says what it said there; PyTorch makes the worker's whole trace its message."""
+    try:
+        yield
+    except InputError as error:
+        trace, _, said = str(error).rpartition(f"\n{InputError.__module__}.{InputError.__qualname__}: ")
+        if not trace:
+            raise
+        raise InputError(said.rstrip()) from error
 
 
 def quiet_lightning() -> None:

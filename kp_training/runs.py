@@ -18,6 +18,7 @@ from torch import nn
 
 from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError, unknown_name
+from kp_frontend.resources import make_folders
 from kp_frontend.settings import read_settings
 from kp_training.methods import find_method
 from kp_training.methods.base import Method, Stage
@@ -80,7 +81,8 @@ class Run:
                 "revision": git_revision()}
 
     def write_config(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Raises InputError where the folder cannot be made."""
+        make_folders(self.folder)
         with written_whole(self.folder / CONFIG) as beside:
             beside.write_text(yaml.safe_dump(self.description(), sort_keys=False))
 
@@ -161,7 +163,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         stored = yaml.safe_load(file.read_text())
         if {"method", "settings", "training", "data", "init"} <= set(stored):
             return stored
-    except (yaml.YAMLError, TypeError):
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError):
         pass
     raise InputError(f"{file} is not what `kp_training train` wrote; start a new run")
 

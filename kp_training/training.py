@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from kp_frontend.errors import InputError
 from kp_frontend.resources import cache_folder
-from kp_training.callbacks import Keeper, Progress, ignore_interrupt
+from kp_training.callbacks import Keeper, Progress, ignore_interrupt, worker_errors
 from kp_training.data.images import Images
 from kp_training.evaluation.scene_check.recordings import checked_scenes
 from kp_training.methods.base import Context, Stage
@@ -157,6 +157,15 @@ class Trained(lightning.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rate and decay are those of the settings, which --resume may have changed, not those that were stored."""
+        config, (schedule,) = self.config, checkpoint["lr_schedulers"]
+        base = config.scaled_learning_rate(self.machine.processes)
+        rate = base * config.rate_factor(schedule["last_epoch"])
+        schedule |= {"base_lrs": [base], "_last_lr": [rate]}
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group |= {"initial_lr": base, "lr": rate, "weight_decay": config.weight_decay}
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.average is not None:
@@ -193,9 +202,11 @@ def train(run: Run, images: Images, held_out: Images, device: str, minutes: floa
     """Train the stages of `run` that are not over yet, to `minutes` or to Ctrl-C; whether all are over now.
 
     Stopped early or not, the run's folder holds what continues exactly.  Raises KeyboardInterrupt where there was no
-    step in hand to end.
+    step in hand to end, and InputError for settings that cannot be trained with, before the folder is touched.
     """
     machine = Machine.here(device)
+    _check_precision(run, machine)
+    _check_stored(run)
     # Here, not in the workers: one forked while OpenCV's threads live would wait for their lock for ever.
     cv2.setNumThreads(0)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that shuts down asks as Ctrl-C does
@@ -215,20 +226,49 @@ def train(run: Run, images: Images, held_out: Images, device: str, minutes: floa
     return True
 
 
+def _check_precision(run: Run, machine: Machine) -> None:
+    device = machine.device()
+    for stage in run.stages:
+        if run.configs[stage.name].precision == "16" and device.type != "cuda" and not run.kept(stage.name).is_file():
+            raise InputError(f"precision=16 needs a GPU (here: {device}); use precision=bf16")
+
+
+def _check_stored(run: Run) -> None:
+    """Raises InputError where settings that --resume changed do not fit what the stages of `run` have left."""
+    for file in filter(Path.is_file, [*(run.kept(stage.name) for stage in run.stages), run.last]):
+        checkpoint = load_checkpoint(file)
+        about = checkpoint["kp_training"]
+        try:
+            stage, _ = load_network(run.method, checkpoint)
+        except InputError as error:
+            stored = ", ".join(f"{name}={value}" for name, value in about["settings"].items()
+                               if value != getattr(run.method.config, name, None))
+            raise InputError(f"{error}; {file} was trained with {stored or 'the same settings'}") from error
+        if file != run.last:
+            continue
+        for name, kind in (("optimizer", str), ("ema", bool)):  # another decay fits, but there is an average or none
+            now = getattr(run.configs[stage.name], name)
+            before = about["training"][stage.name].get(name, now)
+            if kind(before) != kind(now):
+                raise InputError(f"{name}={now} does not fit {file}, which was trained with {name}={before}; leave it "
+                                 f"as it was, or start a new run from the weights: --init {file}")
+
+
 def _train_stage(run: Run, stage: Stage, machine: Machine, images: Images, held_out: Images, keeper: Keeper) -> bool:
     """Whether the stage came to its end."""
-    config, device = run.configs[stage.name], machine.device()
-    if config.precision == "16" and device.type != "cuda":
-        raise InputError(f"precision=16 needs a GPU (here: {device}); use precision=bf16")
+    config = run.configs[stage.name]
     module, resumed = Trained(stage, config, machine), run.in_hand(stage)
     module.context = context_of(run, stage, machine, images)
     if not resumed:
         _start(module, stage, first=stage is run.stages[0])
+    if machine.rank == 0:
+        run.write_config()  # now that it has been seen to work, and before images are labelled, which may be stopped
     validation = Validation(run, stage, held_out)
     keeper.begin(stage)
     trainer = trainer_of(run, config, machine, [Progress(stage.name, config.steps), validation, keeper])
     try:
-        trainer.fit(module, ckpt_path=str(run.last) if resumed else None, weights_only=True)
+        with worker_errors():
+            trainer.fit(module, ckpt_path=str(run.last) if resumed else None, weights_only=True)
     except SystemExit as error:  # what Lightning makes of a Ctrl-C before the first step, as while images are labelled
         keeper.restore_signals()
         raise KeyboardInterrupt from error

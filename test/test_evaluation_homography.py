@@ -307,6 +307,8 @@ def test_presets_choose_size_and_points():
     assert (other.size, other.top_k) == (FULL, 500)
     assert "--size full, --top-k 500: not as published" in str(other)
     assert "published" not in str(choose_setting("kp2d", Size(640, 480), 1000))
+    assert "published" not in str(choose_setting("silk", None, 10_000))
+    assert choose_setting("silk", None, 5000).changed == "--top-k 5000"
     with pytest.raises(InputError, match="--top-k 0"):
         choose_setting("shared", None, 0)
 
@@ -317,7 +319,7 @@ def test_sizes():
     assert Size(short=480).of((640, 800, 3)) == (600, 480)
     assert Size(short=480).of((1000, 747)) == (480, 648), "642.6, and up to a multiple of 8"
     assert FULL.of((64, 100)) == (100, 64)
-    for text in ("big", "10x10", "short8", "320", "0x0"):
+    for text in ("big", "10x10", "short8", "320", "0x0", "short00", "00x640", "640x00"):
         with pytest.raises(InputError, match=f"--size {text}: expected"):
             Size.parse(text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -400,11 +401,45 @@ def test_weights_alone_keep_the_metrics_of_the_training(run, tmp_path):
         written.append(json.loads(figures.read_text()))
     (measured,) = open_run(run).metrics().values()
     metadata = read_metadata(tmp_path / "m.onnx")
-    assert metadata.metrics == measured | {"steps": 2}
+    assert {"Rep", "M.Score", "Cor-3"} <= set(measured)
+    measured = {name: value for name, value in measured.items() if not name.startswith("best/")}
+    assert metadata.metrics == measured | {"steps": 2, "minutes": pytest.approx(measured["minutes"], abs=0.5)}
     said = {"file": str(second), "bytes": second.stat().st_size, "method": "kp2d", "stage": "train", "steps": 2,
-            "metrics": measured}
+            "metrics": metadata.metrics}
     assert written[1].items() >= said.items()
     assert written[2]["checks"] == metadata.checks
+
+
+def test_metrics_are_those_of_the_checkpoint(run, tmp_path):
+    """Of ``best.ckpt``, whatever its folder says of the last; one without metrics of its own has the folder's."""
+    checkpoint, folder = load_checkpoint(run), shutil.copytree(run, tmp_path / "run")
+    checkpoint["callbacks"]["Validation"]["latest"] = {"M.Score": 0.5}
+    torch.save(checkpoint, folder / "best.ckpt")
+    torch.save({name: value for name, value in checkpoint.items() if name != "callbacks"}, folder / "last.ckpt")
+    for name in ("best", "last"):
+        assert main(["export", str(folder / f"{name}.ckpt"), "--output", str(tmp_path / f"{name}.ckpt")]) == 0
+    best, last = (load_checkpoint(tmp_path / f"{name}.ckpt")["metrics"] for name in ("best", "last"))
+    assert best == {"steps": 2, "minutes": checkpoint["callbacks"]["Keeper"]["minutes"], "M.Score": 0.5}
+    assert [last] == list(open_run(run).metrics().values())
+
+
+@pytest.mark.parametrize(("method", "settings", "name"), [
+    ("superpoint", {"network": "compact"}, "teacher"),
+    ("sedm", {"network": "superpoint"}, "descriptor_weights"),
+])
+def test_weights_alone_name_no_folder(tmp_path, method, settings, name):
+    """Of files that settings name; the network is built without them."""
+    trained = build_run(tmp_path / "run", method, ["procedural:2"], settings | {name: "/home/somebody/given.ckpt"})
+    stage = trained.stages[-1]
+    trained.write_config()
+    torch.save({"kp_training": trained.description() | {"stage": stage.name}, "global_step": 1,
+                "state_dict": {f"network.{key}": value for key, value in stage.network().state_dict().items()}},
+               trained.last)
+    slim = tmp_path / "slim.ckpt"
+    assert main(["export", str(trained.folder), "--output", str(slim)]) == 0
+    kept = load_checkpoint(slim)
+    assert kept["kp_training"]["settings"] == trained.description()["settings"] | {name: "given.ckpt"}
+    assert load_network(open_run(slim).method, kept)[0].name == stage.name
 
 
 def test_words_say_where_keypoints_were_not_compared():

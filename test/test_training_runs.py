@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import torch
 import yaml
 
+from kp_frontend.errors import InputError
 from kp_frontend.model_file import read_metadata
 from kp_training.__main__ import main
 from kp_training.data import Joined, open_images
@@ -99,6 +101,20 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, photos, augment):
     assert {key: value for key, value in first.items() if key != "minutes"} == {
         key: value for key, value in second.items() if key != "minutes"}
     assert {"Rep", "LE", "MMA@3", "M.Score", "Cor-3"} <= set(first)
+
+
+def test_resume_takes_another_rate_and_decay(finished, tmp_path):
+    """As the loop advises where a loss is not finite: with a rate of 0, nothing is learned any more."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = load_checkpoint(run)
+    assert _train("--resume", run, "--steps", "3", "learning_rate=0", "weight_decay=0.25") == 0
+    after = load_checkpoint(run)
+    learned = dict(load_network(open_run(run).method, after)[1].named_parameters())
+    assert after["global_step"] == 3
+    for name in learned:
+        assert torch.equal(before["state_dict"][f"network.{name}"], after["state_dict"][f"network.{name}"]), name
+    (group,) = after["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (0, 0, 0.25)
 
 
 def test_processes_take_turns_with_batches():
@@ -330,6 +346,9 @@ def test_run_folder_holds_the_resolved_configuration(tmp_path):
     assert {"seed", "ema"} <= set(loop)
     assert "revision" in resolved
     assert list(run.glob("events.*"))
+    config.write_text("method: kp2d\nnetwork: compact\ndata: procedural:3\n")
+    assert _train(*SMALL, "--config", config, "--run", tmp_path / "one", "--steps", "1") == 0
+    assert open_run(tmp_path / "one").data == ["procedural:3"]
 
 
 def test_paper_network_trains(tmp_path):
@@ -436,6 +455,10 @@ def finished(tmp_path_factory):
     (["--method", "kp2d", "--data", "photos:{tmp}/none"], "is no folder; give a folder of photographs"),
     (["--method", "kp2d", "--data", "photos:{tmp}"], "holds no photograph for training (0 image files, 0 usable)"),
     (["--method", "kp2d", "--config", "{tmp}/none.yaml"], "no config file"),
+    (["--method", "kp2d", "--config", "{tmp}/latin.yaml"], "latin.yaml is not YAML in UTF-8 ('utf-8' codec can't"),
+    (["--method", "kp2d", "--config", "{tmp}/number.yaml"], "number.yaml: data: 3: expected a spec, as photos:DIR, or"),
+    (["--method", "kp2d", "--config", "{tmp}/numbers.yaml"], "numbers.yaml: data: [3]: expected a spec, as photos:DIR"),
+    (["--method", "kp2d", "network=compact", "--run", "{tmp}/number.yaml"], "cannot make folder"),
     pytest.param(["--method", "kp2d", "--device", "cuda"], "--device cuda: PyTorch",
                  marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
     (["--method", "kp2d", "--minutes", "0"], "--minutes 0: expected more than 0"),
@@ -444,25 +467,78 @@ def finished(tmp_path_factory):
     (["--resume", "{run}", "--data", "procedural"], "--data does not go with --resume"),
     (["--resume", "{run}", "--method", "silk"], "was trained by method 'kp2d', not 'silk'"),
     (["--resume", "{run}", "network=nope"], "unknown network 'nope'"),
+    (["--resume", "{run}/best.ckpt"], "best.ckpt: expected the folder of a run; a new run starts from the weights of a "
+                                      "file with --init"),
+    (["--resume", "{tmp}/none"], "expected the folder of a run"),
 ])
 def test_bad_input_is_one_line(finished, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes("data: Bücher".encode("latin-1"))
+    (tmp_path / "number.yaml").write_text("data: 3")
+    (tmp_path / "numbers.yaml").write_text("data: [3]")
     assert _train(*(word.format(tmp=tmp_path, run=finished) for word in words)) == 2
     said = capsys.readouterr().err
     assert message in said
     assert len(said.splitlines()) == 1
 
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["ema=0"], "ema=0.0 does not fit {run}/last.ckpt, which was trained with ema=0.995; leave it as it was"),
+    (["optimizer=sgd"], "optimizer=sgd does not fit {run}/last.ckpt, which was trained with optimizer=adam; leave it"),
+    (["network=keypointnet", "version=v0"], "last.ckpt was trained with network=compact, version=auto"),
+    pytest.param(["precision=16"], "precision=16 needs a GPU", marks=no_gpu),
+])
+def test_resume_refuses_what_cannot_be_changed_and_can_still_go_on(finished, tmp_path, capsys, words, message):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert _train("--resume", run, "--steps", "2", *words) == 2
+    said = capsys.readouterr().err
+    assert message.format(run=run) in said
+    assert len(said.splitlines()) == 1
+    assert (run / "config.yaml").read_text() == (finished / "config.yaml").read_text()
+    assert _train("--resume", run, "--steps", "2", "ema=0.5", "corner_weight=3", "weight_decay=0") == 0
+    assert load_checkpoint(run)["global_step"] == 2
+
+
+def test_resume_looks_at_the_stages_that_are_over(tmp_path, capsys, two_stages):
+    run = tmp_path / "run"
+    assert _train("--run", run, "--steps", "1", *two_stages) == 0
+    (run / "last.ckpt").unlink()
+    assert _train("--resume", run, "network=keypointnet") == 2
+    assert "first.ckpt was trained with network=compact" in capsys.readouterr().err
+    assert open_run(run).method.config.network == "compact"
+
+
+@pytest.mark.parametrize("words", [["--init", "none.ckpt"], pytest.param(["precision=16"], marks=no_gpu)])
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, words):
+    assert _train("--method", "kp2d", *SMALL, "--run", tmp_path / "run", *words) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_a_loader_worker_is_one_line(tmp_path, capsys, monkeypatch):
+    def unreadable(self, number):
+        raise InputError("no photograph can be read any more: mount the folder again")
+
+    monkeypatch.setattr(ProceduralImages, "__getitem__", unreadable)
+    words = ["--method", "kp2d", "--data", "procedural:2", "--steps", "1", *SMALL, "workers=1"]
+    assert _train("--run", tmp_path / "run", *words) == 2
+    assert capsys.readouterr().err == "error: no photograph can be read any more: mount the folder again\n"
+
+
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 half an archive"])
-def test_broken_checkpoints_are_refused(tmp_path, capsys, content):
-    (tmp_path / "last.ckpt").write_bytes(content)
-    assert _train("--resume", tmp_path / "last.ckpt") == 2
+def test_broken_checkpoints_are_refused(finished, tmp_path, capsys, content):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "last.ckpt").write_bytes(content)
+    assert _train("--resume", run) == 2
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
-def test_checkpoints_of_others_are_refused(tmp_path, capsys):
-    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
-    assert _train("--resume", tmp_path / "last.ckpt") == 2
+def test_checkpoints_of_others_are_refused(finished, tmp_path, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    torch.save({"state_dict": {}}, run / "last.ckpt")
+    assert _train("--resume", run) == 2
     assert "was not written by `kp_training train`" in capsys.readouterr().err
 
 

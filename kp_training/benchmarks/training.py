@@ -25,7 +25,7 @@ from kp_frontend.isolated import Ended, call_isolated
 from kp_frontend.progress import Progress
 from kp_frontend.replay.summary import Percentiles
 from kp_training.benchmarks.memory import forget_peak, resident
-from kp_training.callbacks import AfterStep, ignore_interrupt, quiet_lightning
+from kp_training.callbacks import AfterStep, ignore_interrupt, quiet_lightning, worker_errors
 from kp_training.data import open_images
 from kp_training.data.images import Images
 from kp_training.data.synthetic_shapes import SyntheticShapes
@@ -111,7 +111,7 @@ def measure(case: Case, progress: Progress) -> Figures:
     # Nothing is saved or validated on the way.
     loop = {"steps": count, "save_every": 10**9, "validate_every": 10**9}
     batch = {"batch_size": case.batch_size} if case.batch_size else {}
-    with tempfile.TemporaryDirectory() as folder, _memory_errors(device):
+    with tempfile.TemporaryDirectory() as folder, _memory_errors(device), worker_errors():
         run = build_run(Path(folder), case.method, list(case.data), case.settings | loop | batch)
         stage = next(stage for stage in run.stages if stage.name == case.stage)
         config, images = run.configs[stage.name], _Counted(open_images(case.data))

@@ -156,8 +156,17 @@ def _read_run(options: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
 
 
 def _metrics(run: Run, checkpoint: Mapping[str, Any]) -> dict[str, float]:
-    """Of the stage of `checkpoint`: its own, where it holds the weights alone, or those of the run's folder."""
-    return checkpoint.get("metrics") or run.metrics().get(checkpoint["kp_training"]["stage"], {})
+    """Of `checkpoint`: those that it holds with the weights alone or of its last validation, or those of the folder.
+
+    The folder's are of the last checkpoint, others than those of ``best.ckpt``.
+    """
+    if "metrics" in checkpoint:
+        return checkpoint["metrics"]
+    states = checkpoint.get("callbacks", {})  # by the names of their classes
+    if "Validation" not in states:
+        return run.metrics().get(checkpoint["kp_training"]["stage"], {})
+    return {"steps": float(checkpoint["global_step"]), "minutes": states["Keeper"]["minutes"],
+            **states["Validation"]["latest"]}
 
 
 def _write_weights(options: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -171,6 +180,9 @@ def _write_weights(options: argparse.Namespace, argv: Sequence[str]) -> int:
     about, metrics = checkpoint["kp_training"], _metrics(run, checkpoint)
     about["data"] = [_without_folders(spec) for spec in about["data"]]
     about["init"] = about["init"] and Path(about["init"]).name
+    # Of files that settings name; a word that is no path is its own name.
+    about["settings"] = {name: Path(value).name if isinstance(value, str) else value
+                         for name, value in about["settings"].items()}
     weights = {f"network.{name}": values for name, values in trained_weights(checkpoint).items()}
     write_checkpoint({"kp_training": about, "global_step": checkpoint["global_step"], "metrics": metrics,
                       "state_dict": weights}, options.output)

@@ -52,7 +52,6 @@ def main(argv: Sequence[str]) -> int:
     images = open_images(run.data)
     held_out = _held_out(run.data)
     if first:
-        run.write_config()
         steps = ", ".join(f"{name} {config.steps}" for name, config in run.configs.items())
         print(f"{run.name} {run.method.variant} on {', '.join(run.data)}; steps: {steps} → {run.folder}", flush=True)
     try:
@@ -112,19 +111,22 @@ def _new_run(options: argparse.Namespace, overrides: dict[str, Any]) -> Any:
     values.pop("method", None)
     if name is None:
         raise _which_method()
-    data = options.data or values.pop("data", None) or ["procedural"]
+    data = options.data or _data_specs(options.config, values.get("data")) or ["procedural"]
     values.pop("data", None)
     if options.run is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("several processes need one folder: give --run DIR")
     folder = options.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if (folder / CONFIG).exists() and os.environ.get("RANK", "0") == "0":
         raise InputError(f"{folder} holds a run already; continue it with --resume {folder}, or give another --run")
-    run = build_run(folder, name, list(data), values, overrides)
+    run = build_run(folder, name, data, values, overrides)
     run.initial = options.init.resolve() if options.init else None
     return run
 
 
 def _refuse_with_resume(options: argparse.Namespace) -> None:
+    if not options.resume.is_dir():
+        raise InputError(f"--resume {options.resume}: expected the folder of a run; a new run starts from the weights "
+                         f"of a file with --init {options.resume}")
     for name in ("data", "config", "run", "init"):
         if getattr(options, name):
             raise InputError(f"--{name} does not go with --resume: the run goes on as it was begun")
@@ -135,11 +137,19 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"no config file {path}")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML ({' '.join(str(error).split())})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML in UTF-8 ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected lines of `setting: value`, got {type(values).__name__}")
     return values
+
+
+def _data_specs(config: Path, given: Any) -> list[str]:
+    """`data` of the file `config`: a spec, a list of them, or None."""
+    specs = [given] if isinstance(given, str) else given or []
+    if not isinstance(specs, list) or not all(isinstance(spec, str) for spec in specs):
+        raise InputError(f"{config}: data: {given}: expected a spec, as photos:DIR, or a list of such")
+    return specs
 
 
 def _list_settings(name: str | None) -> int:

@@ -111,14 +111,15 @@ def score_d2net(side0: Side, side1: Side, homography: np.ndarray, top_k: int) ->
 class Preset:
     """A named protocol.
 
-    score: metrics of one pair.  budgets: image size → top_k, the default first.  columns: what the table shows.
-    rank: the metric that names the worst pairs.  pool: points asked of the extractor, times `top_k`.
-    plain_scaling, gray: see Loading.  blue_first: networks for colour images get blue where they expect red.
+    score: metrics of one pair.  budgets: image size → every top_k of the papers, the defaults first.
+    columns: what the table shows.  rank: the metric that names the worst pairs.
+    pool: points asked of the extractor, times `top_k`.  plain_scaling, gray: see Loading.
+    blue_first: networks for colour images get blue where they expect red.
     left_out: names of sequences that are not scored.
     """
 
     score: Callable[[Side, Side, np.ndarray, int], dict[str, float]]
-    budgets: Mapping[Size, int]
+    budgets: Mapping[Size, tuple[int, ...]]
     columns: tuple[str, ...]
     rank: str
     pool: int = 1
@@ -130,20 +131,20 @@ class Preset:
 
 PRESETS = {
     "shared": Preset(
-        score_shared, {Size(640, 480): 1000}, rank="M.Score",
+        score_shared, {Size(640, 480): (1000,)}, rank="M.Score",
         columns=("Rep", "LE", "MMA@1", "MMA@3", "MMA@5", "M.Score", "Cor-1", "Cor-3", "Cor-5", "matches"),
     ),
     "kp2d": Preset(
-        score_kp2d, {Size(320, 240): 300, Size(640, 480): 1000}, rank="M.Score",
+        score_kp2d, {Size(320, 240): (300,), Size(640, 480): (1000,)}, rank="M.Score",
         columns=("Rep", "LE", "M.Score", "Cor-1", "Cor-3", "Cor-5", "matches", "points"),
         pool=POOL, plain_scaling=True, blue_first=True,
     ),
     "silk": Preset(
-        score_silk, {Size(short=480): 1000}, rank="MS", gray=True,
+        score_silk, {Size(short=480): (1000, 10_000)}, rank="MS", gray=True,
         columns=("Rep@3", "Rep@5", "HAcc@3", "HAcc@5", "HAUC@3", "HAUC@5", "MMA@3", "MMA@5", "MS", "matches", "points"),
     ),
     "d2net": Preset(
-        score_d2net, {FULL: 8192}, rank="MMAscore", left_out=D2NET_LEFT_OUT,
+        score_d2net, {FULL: (8192,)}, rank="MMAscore", left_out=D2NET_LEFT_OUT,
         columns=("MMAscore", "MMA@1", "MMA@2", "MMA@3", "MMA@5", "MMA@10", "matches", "points"),
     ),
 }
@@ -178,5 +179,5 @@ def choose_setting(preset: str, size: Size | None = None, top_k: int | None = No
         raise InputError(f"--top-k {top_k}: expected at least 1")
     chosen = next(iter(budgets)) if size is None else size
     usual = budgets.get(chosen, next(iter(budgets.values())))
-    changes = [f"--size {chosen}"] * (chosen not in budgets) + [f"--top-k {top_k}"] * (top_k not in (None, usual))
-    return Setting(preset, chosen, usual if top_k is None else top_k, ", ".join(changes))
+    changes = [f"--size {chosen}"] * (chosen not in budgets) + [f"--top-k {top_k}"] * (top_k not in (None, *usual))
+    return Setting(preset, chosen, usual[0] if top_k is None else top_k, ", ".join(changes))

@@ -50,11 +50,10 @@ class Size:
         if text == "full":
             return FULL
         found = re.fullmatch(r"(?:(\d{2,5})[x×](\d{2,5})|short(\d{2,5})|long(\d{2,5}))", text)
-        sides = [int(side or 0) for side in found.groups()] if found else []
-        if not found or min(side for side in sides if side) < 32:
+        if not found or min(int(side) for side in found.groups() if side) < 32:
             raise InputError(f"--size {text}: expected WIDTHxHEIGHT of at least 32 each, as in 640x480, "
                              "or short480, long1600, or full")
-        return cls(*sides)
+        return cls(*(int(side or 0) for side in found.groups()))
 
 
 FULL = Size()
