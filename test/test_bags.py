@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ from skimage import data
 
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
-from kp_frontend.replay.bag import open_bag
+from kp_frontend.replay.bag import _empty_topics, open_bag
 from kp_frontend.replay.bag_writer import BagWriter
 from kp_frontend.replay.make_bag import main as make_bag
 from kp_frontend.replay.topics import choose_topics
@@ -148,10 +149,12 @@ def info(matrix=(5.0, 0, 3, 0, 5, 2, 0, 0, 1), shift: float = 0.0):
     return make(INFO, header(0), 4, 6, "plumb_bob", np.zeros(5), k, np.eye(3).ravel(), p, 0, 0, roi)
 
 
-def write_raw(path: Path, messages, storage: str = "SQLITE3") -> Path:
-    """Write (topic, time of recording, message) as they are."""
+def write_raw(path: Path, messages, storage: str = "SQLITE3", empty: dict[str, str] | None = None) -> Path:
+    """Write (topic, time of recording, message) as they are, and topics without a message, by their types."""
     connections = {}
     with Writer(path, version=9, storage_plugin=StoragePlugin[storage]) as writer:
+        for topic, kind in (empty or {}).items():
+            writer.add_connection(topic, kind, typestore=STORE)
         for topic, recorded, message in messages:
             kind = message.__msgtype__
             if topic not in connections:
@@ -272,6 +275,57 @@ def test_topics_are_found_by_type_and_name():
     assert lone.info == "/calibration"
 
 
+def test_transports_of_an_image_are_no_other_images_and_no_depth():
+    every = {f"/{camera}/image_raw{transport}": kind for camera in ("camera", "depth") for transport, kind in
+             {"": RAW, "/compressed": JPEG, "/compressedDepth": JPEG, "/zstd": JPEG}.items()}
+    found = choose_topics({**every, "/camera_info": INFO}, {})
+    assert (found.image, found.depth) == ("/camera/image_raw", "/depth/image_raw")
+    mono = choose_topics({topic: kind for topic, kind in every.items() if "/depth/" not in topic}, {})
+    assert (mono.image, mono.depth) == ("/camera/image_raw", None)
+    assert choose_topics({"/ir/image/compressedDepth": JPEG, "/mono/image": RAW}, {}).image == "/mono/image"
+    with pytest.raises(InputError, match="no image topic"):
+        choose_topics({"/image_raw/zstd": JPEG}, {})
+
+
+def test_infrared_gives_way_to_what_is_called_colour():
+    infrared = {"/camera/infra1/image_rect_raw": RAW, "/camera/infra2/image_rect_raw": RAW}
+    every = {"/camera/color/image_raw": RAW, **infrared}
+    found = choose_topics(every, {})
+    assert (found.image, found.right) == ("/camera/color/image_raw", None)
+    for types, wanted in ((infrared, {}), (every, {"image": "/camera/infra1/image_rect_raw"})):
+        pair = choose_topics(types, wanted)
+        assert [pair.image, pair.right] == list(infrared)
+    with pytest.raises(InputError, match="several topics could be the image: /infra1/image, /mono/image"):
+        choose_topics({"/infra1/image": RAW, "/mono/image": RAW}, {})
+
+
+@pytest.mark.parametrize("storage", ["SQLITE3", "MCAP"])
+def test_topics_without_a_message_are_not_guessed(tmp_path, storage):
+    empty = {"/other/image": RAW, "/cam/depth": RAW, "/cam/image/compressedDepth": JPEG,
+             "/ground_truth": "geometry_msgs/msg/PoseStamped"}
+    messages = [("/cam/image", 0, image(10**9)), ("/cam/camera_info", 0, info())]
+    path = write_raw(tmp_path / "bag", messages, storage, empty)
+    for source in (path, next(path.glob("bag.*"))):
+        with open_bag(source) as bag:
+            assert bag.topics.image == "/cam/image"
+            assert bag.mode == "mono"
+            assert bag.warnings == []
+            assert set(bag.message_types) == {"/cam/image", "/cam/camera_info"}
+    with pytest.raises(InputError, match="holds no message on /other/image"):
+        open_bag(path, image="/other/image")
+    with pytest.raises(InputError, match=r"no topic /b \(--image\) in the bag; it has .*/other/image"):
+        open_bag(path, image="/b")
+    bare = write_raw(tmp_path / "bare", messages[1:], storage, {"/cam/image": RAW})
+    with pytest.raises(InputError, match=r"with messages .*/cam/image \(sensor_msgs/msg/Image, no message\)"):
+        open_bag(bare)
+
+
+def test_where_a_file_counts_no_messages_no_topic_is_empty():
+    counts = [SimpleNamespace(topic=topic, msgcount=0) for topic in ("/a", "/b")]
+    assert _empty_topics(counts) == set()
+    assert _empty_topics([*counts, SimpleNamespace(topic="/a", msgcount=2)]) == {"/b"}
+
+
 @pytest.mark.parametrize(("types", "wanted", "message"), [
     ({"/a": RAW, "/b": RAW}, {}, "several topics could be the image: /a, /b; choose one by --image"),
     ({"/imu": "sensor_msgs/msg/Imu"}, {}, r"no image topic .*/imu \(sensor_msgs/msg/Imu\)"),
@@ -317,6 +371,23 @@ def test_a_bag_without_metadata_is_read_from_its_data_file(tmp_path):
     with open_bag(path) as bag:
         assert len(bag) == 5
         assert "no metadata.yaml" in bag.warnings[0]
+
+
+@pytest.mark.parametrize(("names", "together"), [
+    (("a", "b"), False), (("a_0", "b_1"), False), (("run_00", "run_01"), False), (("run_3", "run_5"), False),
+    (("run_0", "run_1"), True), (("run_9", "run_10"), True),
+])
+def test_files_of_several_recordings_are_not_read_as_one(tmp_path, names, together):
+    (tmp_path / "all").mkdir()
+    for k, name in enumerate(names):
+        path = write_raw(tmp_path / name, [("/image", k, image(10**9 + k * PERIOD, k))], "MCAP")
+        shutil.copy(path / f"{name}.mcap", tmp_path / "all")
+    if together:
+        with open_bag(tmp_path / "all") as bag:
+            assert [recorded.decode().image[0, 0] for recorded in bag.frames()] == [0, 1]
+    else:
+        with pytest.raises(InputError, match=rf"several bags, {names[0]}\.mcap, {names[1]}\.mcap, .*give one of them"):
+            open_bag(tmp_path / "all")
 
 
 def test_what_is_no_bag_says_so(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -134,6 +135,93 @@ def test_depth_that_cannot_be_is_refused_with_what_was_seen(tmp_path, convert, m
         open_posed(tmp_path)
 
 
+def test_depth_of_one_channel_may_say_so(tmp_path):
+    views = make_views(3)
+    make.write_ours(tmp_path, views)
+    numbers_of(tmp_path, lambda depth: depth[..., None])
+    check_views(open_posed(tmp_path)[0], views)
+
+
+def saved(save, *arrays) -> bytes:
+    file = io.BytesIO()
+    save(file, *arrays)
+    return file.getvalue()
+
+
+WHOLE = saved(np.save, np.ones((96, 128), np.float32))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"", "is no readable .npy file: EOF"),
+    (WHOLE[:50], "is no readable .npy file: EOF"),
+    (WHOLE[:-9], "is no readable .npy file: Failed to read all data"),
+    (WHOLE.replace(b"}", b" "), "is no readable .npy file"),
+    (WHOLE.replace(b"(96, 128)", b"(1" + 14 * b"0" + b",)").replace(9 * b" ", b"", 1),
+     "is no readable .npy file: Unable to allocate"),
+    (saved(np.savez, np.ones((96, 128))), "is no readable .npy file: the magic string is not correct"),
+    (saved(np.save, np.full((96, 128), None)), "is no readable .npy file: Object arrays cannot be loaded"),
+    (saved(np.save, np.full((96, 128), "1.5")), "holds <U3, expected numbers"),
+], ids=("empty", "half a header", "cut short", "no header", "too large", "archive", "objects", "words"))
+def test_a_damaged_npy_raises_when_it_is_read(tmp_path, content, message):
+    make.write_ours(tmp_path, make_views(5))
+    numbers_of(tmp_path, lambda depth: depth)
+    (tmp_path / "depth/000001.npy").write_bytes(content)
+    scene = open_posed(tmp_path)[0]
+    with pytest.raises(InputError, match=rf"000001\.npy {message}"):
+        scene[1]
+
+
+def test_a_damaged_pose_of_the_nerf_layout_is_refused_by_name(tmp_path):
+    make.write_nerf(tmp_path, make_views(2, 480, 640))
+    path = tmp_path / "NeRF/camera_transforms/training/castle10.npy"
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"castle10\.npy is no readable \.npy file"):
+        open_posed(tmp_path)
+    np.save(path, np.ones((1, 4)))
+    with pytest.raises(InputError, match=r"castle10\.npy is no 4×4 numbers: \[\[1\.0, 1\.0"):
+        open_posed(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("cx", None), ("fl_x", "abc"), ("w", "wide"), ("k1", None), ("cy", float("nan")),
+    ("depth_unit_scale_factor", None),
+])
+def test_numbers_of_transforms_that_are_none_are_named(tmp_path, key, value):
+    make.write_transforms(tmp_path, make_views(2))
+    values = json.loads((tmp_path / "transforms.json").read_text())
+    (tmp_path / "transforms.json").write_text(json.dumps({**values, key: value}))
+    with pytest.raises(InputError, match=rf"transforms\.json: {key} is {value!r}, expected a finite number"):
+        open_posed(tmp_path)
+
+
+def test_frames_of_transforms_without_image_are_left_out_and_counted(tmp_path, caplog):
+    views = make_views(4)
+    make.write_transforms(tmp_path, views)
+    values = json.loads((tmp_path / "transforms.json").read_text())
+    for k, frame in enumerate(values["frames"]):
+        frame["k3"] = 1e-12 * k  # a camera of its own
+    (tmp_path / "transforms.json").write_text(json.dumps(values))
+    (tmp_path / "images/2.png").unlink()
+    check_views(open_posed(tmp_path)[0], [views[0], views[1], views[3]])
+    assert "left out 1 without image file, of 4 frames" in caplog.text
+
+
+def test_a_header_of_euroc_without_its_mark_is_said(tmp_path):
+    make.write_euroc(tmp_path, make_views(2))
+    path = tmp_path / "mav0/cam0/data.csv"
+    path.write_text(path.read_text().replace("#t,file", "timestamp,filename"))
+    with pytest.raises(InputError, match=r"cam0/data\.csv: .*'timestamp'.* a header must begin with #"):
+        open_posed(tmp_path)
+
+
+@pytest.mark.parametrize("stamp", ["inf", "nan", "1e30", "99999999999", "noon"])
+def test_a_stamp_that_is_no_time_is_named(tmp_path, stamp):
+    make.write_ours(tmp_path, make_views(2))
+    rewrite(tmp_path / "poses.txt", lambda k, row: [stamp if k else row[0], *row[1:]])
+    with pytest.raises(InputError, match=rf"poses\.txt: '{stamp}' is no time; the first column must be a stamp"):
+        open_posed(tmp_path)
+
+
 def test_millimetres_are_fine_where_no_unit_is_known(tmp_path):
     make.write_ours(tmp_path, make_views(3))
     numbers_of(tmp_path, lambda depth: depth * 1000)
@@ -179,7 +267,7 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 def test_what_is_no_scene_is_refused_with_what_was_looked_for(tmp_path):
-    with pytest.raises(InputError, match=r"no posed scene that we know; looked for .*scannet: color"):
+    with pytest.raises(InputError, match=r"no posed scene that we know; looked for .*scannet: color beside pose"):
         open_posed(tmp_path)
     with pytest.raises(InputError, match="no folder"):
         open_posed(tmp_path / "nowhere")

@@ -43,7 +43,7 @@ CASES = {
                     {"matrix": TSUKUBA_MATRIX, "height": 240, "width": 320, "turn": 0}, True, True, True),
     "seven_scenes": (make.write_seven_scenes, "seq-01", {}, True, True, True),
     "scannet": (make.write_scannet, "scene0000_00", {}, True, True, True),
-    "transforms": (make.write_transforms, "fox", {"count": 8}, False, True, True),
+    "transforms": (make.write_transforms, "fox", {"count": 12}, False, True, True),
     "nerf": (make.write_nerf, "renders",
              {"height": 480, "width": 640, "matrix": NERF_CAMERA.matrix, "count": 3}, False, True, True),
     "megadepth": (make.write_megadepth, "0000", {}, False, False, True),
@@ -138,13 +138,22 @@ def test_a_lens_is_taken_out_of_image_and_depth(tmp_path):
     assert difference(make.bent(views[0], LENS)[0], views[0].image) > 4
 
 
-def test_a_fisheye_of_nerfstudio_is_one(tmp_path):
+@pytest.mark.parametrize("said", [{"camera_model": "OPENCV_FISHEYE"}, {"is_fisheye": True, "p1": 0.0}])
+def test_a_fisheye_of_nerfstudio_or_instant_ngp_is_one(tmp_path, said):
     make.write_transforms(tmp_path, make_views())
     values = json.loads((tmp_path / "transforms.json").read_text())
-    (tmp_path / "transforms.json").write_text(json.dumps({**values, "camera_model": "OPENCV_FISHEYE", "k1": 0.1}))
+    (tmp_path / "transforms.json").write_text(json.dumps({**values, **said, "k1": 0.1}))
     camera = open_posed(tmp_path)[0].read.cameras[0]
     assert camera.model == "equidistant"
     assert camera.distortion.tolist() == [0.1, 0, 0, 0]
+
+
+def test_each_frame_may_be_of_a_fisheye_or_not(tmp_path):
+    make.write_transforms(tmp_path, make_views(2))
+    values = json.loads((tmp_path / "transforms.json").read_text())
+    values["frames"][0]["is_fisheye"] = True  # written last, read last
+    (tmp_path / "transforms.json").write_text(json.dumps(values))
+    assert [camera.model for camera in open_posed(tmp_path)[0].read.cameras] == ["plumb_bob", "equidistant"]
 
 
 def test_a_lens_that_is_not_read_is_refused(tmp_path):
@@ -155,6 +164,10 @@ def test_a_lens_that_is_not_read_is_refused(tmp_path):
         open_posed(tmp_path)
     (tmp_path / "transforms.json").write_text(json.dumps({**values, "camera_model": "EQUIRECTANGULAR"}))
     with pytest.raises(InputError, match="camera_model 'EQUIRECTANGULAR' is not read"):
+        open_posed(tmp_path)
+    said = {"camera_model": "OPENCV", "is_fisheye": True}
+    (tmp_path / "transforms.json").write_text(json.dumps({**values, **said}))
+    with pytest.raises(InputError, match="camera_model is OPENCV, yet is_fisheye is True"):
         open_posed(tmp_path)
 
 
@@ -183,6 +196,24 @@ def test_depth_of_transforms_has_the_files_unit(tmp_path):
         frame["depth_file_path"] = f"depth/{k}.png"
     (tmp_path / "transforms.json").write_text(json.dumps({**values, "depth_unit_scale_factor": 1 / 5000}))
     check_views(open_posed(tmp_path)[0], views)
+
+
+@pytest.mark.parametrize(("folder", "other"), [("depth", "depths"), ("images", "color")])
+def test_folders_of_nerfstudio_may_be_named_like_those_of_other_layouts(tmp_path, folder, other):
+    views = make_views(2)
+    make.write_transforms(tmp_path, views)
+    (tmp_path / folder).rename(tmp_path / other)
+    path = tmp_path / "transforms.json"
+    path.write_text(path.read_text().replace(f"{folder}/", f"{other}/"))
+    scene = open_posed(tmp_path)[0]
+    assert scene.has_depth
+    check_views(scene, views)
+
+
+def test_scannet_with_a_transforms_of_instant_ngps_script_stays_metric(tmp_path):
+    make.write_scannet(tmp_path, make_views(2))
+    (tmp_path / "transforms.json").write_text(json.dumps({"frames": []}))
+    assert open_posed(tmp_path)[0].metric
 
 
 def test_depth_as_exr_is_refused_by_name(tmp_path):
@@ -340,13 +371,14 @@ def test_poses_between_two_known_ones():
     assert late is None
 
 
-def write_recording(path: Path, poses_from: float, topic_of_images: int = 4) -> None:
+def write_recording(path: Path, poses_from: float, count: int = 4, start: int = 10, storage: str = "sqlite3") -> None:
+    """start: tenths of a second of the first of `count` frames; poses_from: seconds that poses are later."""
     from kp_frontend.replay.bag_writer import BagWriter
 
-    views = make_views(topic_of_images)
-    with BagWriter(path, CameraModel(128, 96, views[0].matrix)) as bag:
+    views = make_views(count)
+    with BagWriter(path, CameraModel(128, 96, views[0].matrix), storage=storage) as bag:
         for k, view in enumerate(views):
-            stamp = (10 + k) * 10**8
+            stamp = (start + k) * 10**8
             bag.write(stamp, view.image, view.depth)
             bag.write_pose(stamp + round(poses_from * 1e9), view.pose)
 
@@ -377,6 +409,105 @@ def test_a_bag_without_calibration_is_one_error_that_says_so(tmp_path, caplog):
     with whole, pytest.raises(InputError, match=r"has K = 0; record camera_info .* intrinsics\.yaml$"):
         _as_scene(whole, "bag")
     assert caplog.text == ""
+
+
+def write_odd_recording(path: Path, images: list[int], depths: list[int], lens: float = 0.0) -> None:
+    """Frames of 128×96, of which each image and depth map is made so many times smaller; camera_info is not."""
+    from kp_frontend.replay.bag_writer import BagWriter
+
+    views = make_views(len(images))
+    with BagWriter(path, CameraModel(128, 96, views[0].matrix, np.array([lens, 0, 0, 0, 0]))) as bag:
+        for k, view in enumerate(views):
+            stamp = (10 + k) * 10**8
+            bag.write_pose(stamp, view.pose)
+            bag._write_info("/camera/camera_info", stamp, 0.0)
+            bag._write_image("/camera/image_raw", stamp, view.image[::images[k], ::images[k]])
+            bag._write_depth("/camera/depth/image_raw", stamp, view.depth[::depths[k], ::depths[k]])
+
+
+@pytest.mark.parametrize("lens", [0.0, -0.02])
+@pytest.mark.parametrize(("images", "depths", "message"), [
+    ([2, 2], [2, 2], r"not one of 2 frames .* image is 64×48 but camera_info says 128×96; record the calibration"),
+    ([1, 1], [2, 2], r"not one of 2 frames .* depth is 64×48 but camera_info says 128×96; record depth registered"),
+])
+def test_a_bag_of_another_size_than_its_calibration_is_refused(tmp_path, lens, images, depths, message):
+    write_odd_recording(tmp_path / "bag", images, depths, lens)
+    with pytest.raises(InputError, match=message):
+        open_posed(tmp_path / "bag")
+
+
+def test_single_frames_of_a_bag_of_another_size_are_left_out(tmp_path, caplog):
+    write_odd_recording(tmp_path / "bag", [1, 2, 1], [1, 1, 1])
+    scene = open_posed(tmp_path / "bag")[0]
+    check_views(scene, make_views(3)[::2])
+    assert "left out 1 frames that cannot be read, the first: image is 64×48" in caplog.text
+
+
+def add_topics(path: Path, views: list[View], topics: dict[str, str], filled: bool) -> None:
+    """A bag of `views` with more topics, by their types, each with a picture of its own where `filled`."""
+    from kp_frontend.replay.bag_writer import BagWriter
+
+    with BagWriter(path, CameraModel(128, 96, views[0].matrix)) as bag:
+        for topic, kind in topics.items():
+            bag._connections[topic] = bag._writer.add_connection(topic, kind, typestore=bag._store)
+        for k, view in enumerate(views):
+            bag.write((10 + k) * 10**8, view.image, view.depth, world_from_camera=view.pose)
+            for topic in topics if filled else ():
+                bag._write_image(topic, (10 + k) * 10**8, view.image)
+
+
+def test_a_bag_of_all_topics_opens(tmp_path, caplog):
+    compressed = "sensor_msgs/msg/CompressedImage"
+    views = make_views(3)
+    add_topics(tmp_path / "bag", views, {
+        "/camera/image_raw/compressed": compressed, "/camera/image_raw/compressedDepth": compressed,
+        "/camera/depth/image_raw/compressedDepth": compressed, "/camera/infra1/image_raw": "sensor_msgs/msg/Image",
+        "/goal_pose": "geometry_msgs/msg/PoseStamped",
+    }, filled=False)
+    scene = open_posed(tmp_path / "bag")[0]
+    check_views(scene, views)
+    assert scene.has_depth
+    assert caplog.text == ""
+
+
+def test_where_a_bag_has_two_images_the_advice_can_be_followed(tmp_path, monkeypatch):
+    from rosbags.convert.cli import main as rosbags_convert
+
+    views = make_views(3)
+    add_topics(tmp_path / "bag", views, {"/infra1/image_raw": "sensor_msgs/msg/Image"}, filled=True)
+    with pytest.raises(InputError, match=r"could be the image: /camera/image_raw, /infra1/image_raw; leave") as caught:
+        open_posed(tmp_path / "bag")
+    words = str(caught.value).partition("`")[2].partition(" TOPIC …`")[0].replace("COPY", str(tmp_path / "copy"))
+    monkeypatch.setattr("sys.argv", [*words.split(), "/infra1/image_raw"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        rosbags_convert()
+    check_views(open_posed(tmp_path / "copy")[0], views)
+
+
+@pytest.mark.parametrize(("names", "frames"), [
+    (("a", "b"), {"a.mcap": 4, "b.mcap": 3}), (("run_0", "run_1"), {"all": 7}), (("lone",), {"all": 4}),
+])
+def test_files_of_bags_in_a_folder(tmp_path, names, frames):
+    (tmp_path / "all").mkdir()
+    for k, name in enumerate(names):
+        write_recording(tmp_path / name, 0.0, 4 - k, start=10 + 10 * k, storage="mcap")
+        (tmp_path / name / f"{name}.mcap").rename(tmp_path / "all" / f"{name}.mcap")
+    assert {scene.name: len(scene) for scene in open_posed(tmp_path / "all")} == frames
+
+
+def test_a_bag_without_calibration_and_without_a_truth_by_name_says_what_can_be_done(tmp_path):
+    from kp_frontend.replay.bag_writer import BagWriter
+
+    class Uncalibrated(BagWriter):
+        def _write(self, topic, stamp, message) -> None:
+            if "camera_info" not in topic:
+                super()._write(topic.replace("ground_truth", "pose"), stamp, message)
+
+    view = make_views(1)[0]
+    with Uncalibrated(tmp_path / "bag", CameraModel(128, 96, view.matrix)) as bag:
+        bag.write(10**9, view.image, world_from_camera=view.pose)
+    with pytest.raises(InputError, match=r"no camera_info for /camera/image_raw; record .*intrinsics\.yaml$"):
+        open_posed(tmp_path / "bag")
 
 
 def test_a_bag_is_read_once(tmp_path, capsys):

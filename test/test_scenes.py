@@ -12,6 +12,7 @@ import yaml
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
 from kp_frontend.replay.scenes import SceneOptions, detect_layout, open_scene, tsukuba_poses
+from kp_frontend.replay.trajectory import as_nanoseconds
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RNG = np.random.default_rng(0)
@@ -71,6 +72,19 @@ def test_float_depth_is_in_metres(tmp_path):
         path.unlink()
     scene = open_scene(tmp_path)
     assert np.allclose(scene.load(scene.frames[1])[1], 2.25)
+
+
+@pytest.mark.parametrize("depth_type", ["Ray", "distance", None])
+def test_a_kind_of_depth_that_is_not_read_is_refused(tmp_path, depth_type):
+    make_ours(tmp_path, depth_type)
+    with pytest.raises(InputError, match=rf"depth_type is {depth_type!r}, expected one of z, ray"):
+        open_scene(tmp_path)
+
+
+def test_stamps_are_exact_however_they_are_written(tmp_path):
+    stamps = np.array(["1403636579.763555581", "1.403636579763555581e9", "-.5", "7"])
+    expected = [1403636579_763555581, 1403636579_763555581, -500_000_000, 7_000_000_000]
+    assert as_nanoseconds(stamps, tmp_path).tolist() == expected
 
 
 @pytest.mark.parametrize("gone", ["poses.txt", "intrinsics.yaml", "rgb"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ DECODERS: dict[tuple[str, bool], Callable[[Any], np.ndarray]] = {
     ("sensor_msgs/msg/Image", True): depth_from_message,
     ("sensor_msgs/msg/CompressedImage", True): depth_from_compressed,
 }
+_PART = re.compile(r"(.*)_(0|[1-9]\d*)(\.\w+)")  # a file of a recording that rosbag2 split
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,12 @@ class BagSequence:
         try:
             self._reader = self._open()
             types = {connection.topic: connection.msgtype for connection in self._reader.connections}
+            self._empty = _empty_topics(self._reader.connections)
             truth_file = options.ground_truth if options.ground_truth and Path(options.ground_truth).is_file() else None
             roles = ("image", "info", "depth", "right", "right_info")
             wanted = {role: getattr(options, role) for role in roles}
             wanted["ground_truth"] = None if truth_file else options.ground_truth
-            self.topics = choose_topics(types, wanted, options.mode)
+            self.topics = choose_topics(types, wanted, options.mode, self._empty)
             self._types = types
             self.camera = self._calibrate()
             self.baseline = self._pair()
@@ -114,8 +118,8 @@ class BagSequence:
 
     @property
     def message_types(self) -> dict[str, str]:
-        """Message type of every topic."""
-        return dict(self._types)
+        """Message type of every topic that holds a message."""
+        return {topic: kind for topic, kind in self._types.items() if topic not in self._empty}
 
     def frames(self) -> Iterator[RecordedFrame]:
         """Every frame in order of its stamp; may be called again."""
@@ -145,9 +149,12 @@ class BagSequence:
             raise InputError(f"no bag {self.path}")
         paths = [self.path]
         if self.path.is_dir() and not (self.path / "metadata.yaml").is_file():
-            paths = sorted(path for path in self.path.iterdir() if path.suffix in (".mcap", ".db3"))
+            paths = data_files(self.path)
             if not paths:
                 raise InputError(f"{self.path} is no bag: it holds neither metadata.yaml nor a .mcap or .db3 file")
+            if not of_one_recording(paths):
+                raise InputError(f"{self.path} holds several bags, {', '.join(path.name for path in paths)}, and no "
+                                 "metadata.yaml of them all; give one of them")
             self.warnings.append(f"{self.path} has no metadata.yaml (recording was cut off?); its data files are read")
         elif self.path.is_file() and self.path.suffix not in (".bag", ".mcap", ".db3"):
             raise InputError(f"{self.path} is no bag: expected a ROS 2 folder, a .mcap, .db3 or ROS 1 .bag file")
@@ -155,8 +162,7 @@ class BagSequence:
             return self._stack.enter_context(_reader(paths))
         except Exception as error:  # the readers raise whatever damaged bytes lead to
             damage = f"{self.path} is damaged ({error})"
-        files = sorted(path for path in self.path.iterdir() if path.suffix in (".mcap", ".db3")) \
-            if self.path.is_dir() else paths
+        files = data_files(self.path) if self.path.is_dir() else paths
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kp_frontend_bag_")))
         try:
             reader = self._stack.enter_context(_reader([recover(path, folder) for path in files]))
@@ -318,6 +324,28 @@ POSES: dict[str, Callable[[Any], tuple[float, ...]]] = {
     "nav_msgs/msg/Odometry": lambda m: _row(m.pose.pose.position, m.pose.pose.orientation),
     "geometry_msgs/msg/PointStamped": lambda m: _row(m.point),
 }
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The .mcap and .db3 files of `folder`, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix in (".mcap", ".db3"))
+
+
+def of_one_recording(files: list[Path]) -> bool:
+    """Whether `files` are one, or called NAME_0, NAME_1 … as rosbag2 calls the parts of what it splits."""
+    parts = [part for path in files if (part := _PART.fullmatch(path.name))]
+    if len(parts) < len(files) or len({part.group(1, 3) for part in parts}) != 1:
+        return len(files) == 1
+    numbers = [int(part[2]) for part in parts]
+    return max(numbers) - min(numbers) == len(numbers) - 1  # the oldest parts may be gone, but none in between
+
+
+def _empty_topics(connections: list[Any]) -> set[str]:
+    """Topics without a message; none where the file, as MCAP allows, counts no topic's messages."""
+    counts: Counter[str] = Counter()
+    for connection in connections:
+        counts[connection.topic] += connection.msgcount
+    return {topic for topic, count in counts.items() if not count} if any(counts.values()) else set()
 
 
 def _reader(paths: list[Path]) -> Any:

@@ -12,7 +12,7 @@ import yaml
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
 from kp_frontend.replay.scene_files import Rectification, Scene, SceneFrame, SceneOptions, need
-from kp_frontend.replay.trajectory import read_euroc, read_rows
+from kp_frontend.replay.trajectory import as_integers, read_euroc, read_rows
 
 
 def read_euroc_asl(source: Path, options: SceneOptions) -> Scene:
@@ -40,8 +40,9 @@ def read_euroc_asl(source: Path, options: SceneOptions) -> Scene:
 
 
 def _euroc_images(folder: Path) -> tuple[list[int], list[Path]]:
-    rows = read_rows(need(folder / "data.csv"), 2, ",")
-    return rows[:, 0].astype(np.int64).tolist(), [folder / "data" / name for name in rows[:, 1]]
+    path = need(folder / "data.csv")
+    rows = read_rows(path, 2, ",")
+    return as_integers(rows[:, 0], path).tolist(), [folder / "data" / name for name in rows[:, 1]]
 
 
 def _euroc_sensor(folder: Path) -> tuple[CameraModel, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,13 +109,25 @@ def _decode(path: Path) -> np.ndarray | None:
     return None if not len(data) or is_cut_short(data) else cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
 
 
+def read_npy(path: Path) -> np.ndarray:
+    """The numbers of a .npy file; InputError for what is cut short, an archive (.npz) or holds pickled objects."""
+    try:
+        with path.open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, ValueError, MemoryError, tokenize.TokenError) as error:  # the last two: of a damaged header
+        raise InputError(f"{path} is no readable .npy file: {error}") from None
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{path} holds {array.dtype}, expected numbers")
+    return array
+
+
 def _read_depth_xml(path: Path) -> np.ndarray | None:
     file = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
     return file.getFirstTopLevelNode().mat()
 
 
 DEPTH_READERS: dict[str, Callable[[Path], np.ndarray | None]] = {
-    ".png": _decode, ".npy": lambda path: np.load(path), ".xml": _read_depth_xml,
+    ".png": _decode, ".npy": read_npy, ".xml": _read_depth_xml,
 }
 
 
@@ -121,11 +135,20 @@ def read_depth(path: Path) -> np.ndarray:
     """H×W numbers in the file's own unit; what is not finite becomes 0."""
     try:
         depth = DEPTH_READERS[path.suffix.lower()](path)
-    except (OSError, ValueError, SystemError, cv2.error) as error:
+    except (SystemError, cv2.error) as error:
         raise InputError(f"{path} is no readable depth map: {error}") from None
-    if depth is None or depth.ndim != 2:
-        raise InputError(f"{path} is missing, cut short or no depth map of one channel")
-    return np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0)
+    if depth is None:
+        raise InputError(f"{path} is missing, cut short or no depth map")
+    return np.nan_to_num(one_channel(depth, path), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def one_channel(numbers: np.ndarray, path: Path) -> np.ndarray:
+    """H×W of the H×W or H×W×1 numbers of the file `path`; InputError for another shape."""
+    if numbers.ndim == 3 and numbers.shape[2] == 1:
+        numbers = numbers[..., 0]
+    if numbers.ndim != 2:
+        raise InputError(f"{path} has shape {numbers.shape}, expected H×W: depth of one channel")
+    return numbers
 
 
 def need(*candidates: Path) -> Path:
@@ -142,6 +165,11 @@ def files_in(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[P
     if not found:
         raise InputError(f"{folder} holds no files of kind {' '.join(suffixes)}")
     return found
+
+
+def natural(name: str) -> list[str | int]:
+    """Sort key that has 2.png before 10.png."""
+    return [int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", name))]
 
 
 def pinhole(matrix: np.ndarray, image: Path) -> CameraModel:

@@ -15,6 +15,7 @@ from kp_frontend.replay.scene_files import DEPTH_READERS, Scene, SceneFrame, Sce
 from kp_frontend.replay.trajectory import as_floats, as_nanoseconds, read_rows, read_tum
 
 UNITS = ("metre", "scene")
+DEPTH_TYPES = ("z", "ray")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,9 @@ def list_scene_folder(source: Path, options: SceneOptions | None = None) -> Scen
     unit = values.get("unit", "metre")
     if unit not in UNITS:
         raise InputError(f"{calibration}: unit is {unit!r}, expected one of {', '.join(UNITS)}")
+    depth_type = values.get("depth_type", "z")
+    if depth_type not in DEPTH_TYPES:
+        raise InputError(f"{calibration}: depth_type is {depth_type!r}, expected one of {', '.join(DEPTH_TYPES)}")
     poses = need(source / "poses.txt", source / "groundtruth.txt")
     rows = read_rows(poses, 8)
     if len(rows) != len(images):
@@ -59,7 +63,7 @@ def list_scene_folder(source: Path, options: SceneOptions | None = None) -> Scen
     return SceneFolder(
         tuple(SceneFrame(*entry) for entry in zip(as_nanoseconds(rows[:, 0], poses).tolist(), images, depths)),
         poses, as_floats(rows[:, 1:], poses), camera, _focals(source / "intrinsics.txt", len(images)),
-        1.0 if suffix == ".npy" else 1e-3, values.get("depth_type", "z") == "ray", unit == "metre",
+        1.0 if suffix == ".npy" else 1e-3, depth_type == "ray", unit == "metre",
         bool(values.get("ordered", True)),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -91,14 +92,24 @@ def as_floats(rows: np.ndarray, path: Path) -> np.ndarray:
 
 
 def as_nanoseconds(seconds: np.ndarray, path: Path) -> np.ndarray:
-    """Exact int64 nanoseconds of decimal seconds given as strings."""
+    """Exact int64 nanoseconds of decimal seconds given as strings; InputError where one is no time."""
+    return np.array([_nanoseconds(text, path) for text in seconds.tolist()], np.int64)
+
+
+def _nanoseconds(seconds: str, path: Path) -> np.int64:
     try:
-        parts = [text.partition(".") for text in seconds]
-        if all(whole.isdigit() and (not rest or rest.isdigit()) for whole, _, rest in parts):
-            return np.array([int(whole) * 10**9 + int((rest + "000000000")[:9]) for whole, _, rest in parts], np.int64)
-        return np.array([round(float(text) * 1e9) for text in seconds], np.int64)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; the first column must be a stamp in seconds") from None
+        return np.int64(round(Decimal(seconds) * 10**9))
+    except (ValueError, ArithmeticError):  # no number, nan; infinity, more than 64 bits
+        raise InputError(f"{path}: {seconds!r} is no time; the first column must be a stamp in seconds") from None
+
+
+def as_integers(nanoseconds: np.ndarray, path: Path) -> np.ndarray:
+    """Stamps given as strings of whole nanoseconds as int64; InputError where one is none."""
+    try:
+        return nanoseconds.astype(np.int64)
+    except (ValueError, OverflowError) as error:
+        raise InputError(f"{path}: {error}; the first column must be a stamp in nanoseconds, "
+                         "and a header must begin with #") from None
 
 
 def read_tum(path: Path) -> Trajectory:
@@ -124,7 +135,7 @@ def read_euroc(path: Path) -> Trajectory:
     rows = read_rows(path, 8, ",")
     values = as_floats(rows[:, 1:], path)
     return Trajectory.from_samples(
-        rows[:, 0].astype(np.int64), poses_from_quaternions(values[:, :3], values[:, [4, 5, 6, 3]])
+        as_integers(rows[:, 0], path), poses_from_quaternions(values[:, :3], values[:, [4, 5, 6, 3]])
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.replay.scene_files import IMAGE_SUFFIXES
-from kp_training.data.layouts.bags import SUFFIXES, read_bag
+from kp_training.data.layouts.bags import SUFFIXES, bags_without_metadata, read_bag
 from kp_training.data.layouts.multiview import read_blended_mvs, read_colmap
 from kp_training.data.layouts.nerf import TRANSFORMS, read_nerf, read_transforms
 from kp_training.data.layouts.rgbd import read_scannet, read_seven_scenes
@@ -49,13 +49,13 @@ LAYOUTS = {
     "new_tsukuba": Layout(("illumination",), functools.partial(read_sequence, "new_tsukuba")),
     "nerf": Layout(("NeRF/camera_transforms", "camera_transforms"), read_nerf),
     "blended_mvs": Layout(("blended_images",), read_blended_mvs),
-    "megadepth": Layout(("depths",), read_colmap),
     "seven_scenes": Layout(("frame-*.color.png", "frame-*.color.jpg"), read_seven_scenes),
-    "scannet": Layout(("color",), read_scannet),
+    "scannet": Layout(("color",), read_scannet, beside="pose"),
     "transforms": Layout(TRANSFORMS, read_transforms),
+    "megadepth": Layout(("depths",), read_colmap),
     "scene": Layout(("rgb",), read_ours),
     "colmap": Layout(("sparse", "images.txt", "images.bin"), read_colmap, beside="images"),
-    "bag": Layout(("metadata.yaml", "*.mcap", "*.db3"), read_bag),  # each *.bag of a folder is a scene of its own
+    "bag": Layout(("metadata.yaml",), read_bag),  # and bags_without_metadata
 }
 
 
@@ -79,8 +79,9 @@ def open_posed(path: str | Path, layout: str | None = None) -> list[PosedScene]:
         raise InputError(f"{source} holds images, but no poses with them; as photographs they are photos:{source}, for "
                          "a method that learns from single images")
     if not found:
-        looked = "; ".join(f"{name}: {' or '.join(row.markers)}" for name, row in LAYOUTS.items())
-        raise InputError(f"{source} holds no posed scene that we know; looked for ({looked})")
+        looked = "; ".join(f"{name}: {' or '.join(row.markers)}{f' beside {row.beside}' if row.beside else ''}"
+                           for name, row in LAYOUTS.items())
+        raise InputError(f"{source} holds no posed scene that we know; looked for ({looked}, {', '.join(SUFFIXES)})")
     if len(found) == 1 and found[0][0] == source:
         return _open_one(source, found[0][1], source.resolve().name)
     return _open_several(source, found)
@@ -113,7 +114,7 @@ def _find(folder: Path, layout: str | None, depth: int) -> Iterator[tuple[Path, 
             yield folder, name
             return
     if layout in (None, "bag"):
-        yield from ((file, "bag") for file in sorted(folder.glob("*.bag")) if file.is_file())
+        yield from ((bag, "bag") for bag in bags_without_metadata(folder))
     if depth:
         for below in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
             yield from _find(below, layout, depth - 1)

@@ -11,8 +11,8 @@ import numpy as np
 
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
-from kp_frontend.replay.bag import BagOptions, BagSequence, RecordedFrame
-from kp_frontend.replay.topics import POSE_TYPES
+from kp_frontend.replay.bag import BagOptions, BagSequence, RecordedFrame, data_files, of_one_recording
+from kp_frontend.replay.topics import POSE_TYPES, SeveralTopics
 from kp_frontend.resources import cache_folder
 from kp_training.data.layouts.frames import to_pinhole
 from kp_training.data.layouts.poses import poses_at
@@ -20,7 +20,7 @@ from kp_training.data.layouts.sequences import read_ours
 from kp_training.data.posed import PosedScene
 from kp_training.data.scene_writer import write_scene
 
-FORMAT = 1  # of what is kept; a change of it makes all bags be read again
+FORMAT = 2  # of what is kept; a change of it makes all bags be read again
 SUFFIXES = (".bag", ".mcap", ".db3")
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,13 @@ def read_bag(source: Path, name: str) -> PosedScene:
             print(f"{source}: {len(scene)} frames are read from the bag into {folder}", flush=True)
             _keep(scene, folder)
     return read_ours(folder, name)
+
+
+def bags_without_metadata(folder: Path) -> list[Path]:
+    """Bags that lie in `folder` as files: each is one, save for .mcap or .db3 of one recording, which are `folder`."""
+    files = data_files(folder)
+    return sorted(path for path in folder.glob("*.bag") if path.is_file()) + (
+        [folder] if of_one_recording(files) else files)
 
 
 def _keep(scene: PosedScene, folder: Path) -> None:
@@ -59,8 +66,12 @@ def _key(source: Path) -> str:
 
 def _open(source: Path) -> BagSequence:
     """The bag with its one topic of poses, whatever that is called, and without a second image."""
-    sequence = BagSequence(source)
-    if sequence.topics.ground_truth is None or sequence.mode == "stereo":
+    try:
+        sequence = BagSequence(source)
+    except SeveralTopics as error:
+        raise InputError(f"{source}: {error.args[0]}; leave out all but one in a copy, `rosbags-convert --src {source} "
+                         "--dst COPY --exclude-topic TOPIC …`") from None
+    if sequence.camera is not None and (sequence.topics.ground_truth is None or sequence.mode == "stereo"):
         options = BagOptions(ground_truth=_pose_topic(sequence), mode="rgbd" if sequence.topics.depth else "mono")
         sequence.__exit__(None, None, None)
         sequence = BagSequence(source, options)
@@ -113,4 +124,13 @@ class _Stream:
     def __call__(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         frame = next(frame for frame in self.frames if frame.stamp == self.stamps[index]).decode()
         depth = None if frame.depth is None else np.nan_to_num(frame.depth, nan=0.0, posinf=0.0, neginf=0.0)
+        self._check_size("image", frame.image, "the calibration of this resolution")
+        if depth is not None:
+            self._check_size("depth", depth, "depth registered to the image")
         return to_pinhole(frame.image, depth, self.camera)
+
+    def _check_size(self, what: str, pixels: np.ndarray, needed: str) -> None:
+        height, width = pixels.shape[:2]
+        if (width, height) != (self.camera.width, self.camera.height):
+            raise InputError(f"{what} is {width}×{height} but camera_info says {self.camera.width}×"
+                             f"{self.camera.height}; record {needed}")

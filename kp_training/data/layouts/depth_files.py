@@ -32,9 +32,10 @@ def read_hdf5(path: Path) -> np.ndarray:
 
     try:
         with h5py.File(path) as file:
-            return np.asarray(file["depth"], np.float32)
+            numbers = np.asarray(file["depth"], np.float32)
     except (OSError, KeyError) as error:
         raise InputError(f"{path} is no HDF5 file with a dataset 'depth': {error}") from None
+    return scene_files.one_channel(numbers, path)
 
 
 def _refuse_exr(path: Path) -> np.ndarray:
@@ -55,10 +56,6 @@ def read_depth(path: Path, factor: float, void: float | None = None) -> np.ndarr
     if not path.is_file():
         raise InputError(f"no depth map {path}")
     numbers = reader(path)
-    if numbers.ndim == 3 and numbers.shape[2] == 1:
-        numbers = numbers[..., 0]
-    if numbers.ndim != 2:
-        raise InputError(f"{path} has shape {numbers.shape}, expected H×W")
     depth = np.nan_to_num(numbers.astype(np.float32) * np.float32(factor), nan=0.0, posinf=0.0, neginf=0.0)
     if void is not None:
         depth[numbers == void] = 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
-from kp_frontend.replay.scene_files import IMAGE_SUFFIXES, files_in, need
+from kp_frontend.replay.scene_files import IMAGE_SUFFIXES, files_in, natural, need
 from kp_training.data.layouts.depth_files import read_depth
 from kp_training.data.layouts.frames import FrameFiles, SceneKind, make_scene
 from kp_training.data.layouts.poses import read_matrix
@@ -55,7 +55,7 @@ def read_scannet(source: Path, name: str) -> PosedScene:
 
     Colour and depth are aligned as published, so colour is resized to depth's size and has depth's intrinsics.
     """
-    colours = sorted(files_in(need(source / "color"), IMAGE_SUFFIXES), key=_number)
+    colours = sorted(files_in(need(source / "color"), IMAGE_SUFFIXES), key=lambda path: natural(path.name))
     poses = need(source / "pose")
     matrix = read_matrix(need(source / "intrinsic" / "intrinsic_depth.txt"))[:3, :3]
     depths = {path.stem: path for path in files_in(need(source / "depth"), (".png",))}
@@ -75,9 +75,3 @@ def read_scannet(source: Path, name: str) -> PosedScene:
         found.append(FrameFiles(colour, camera, read_matrix(pose) if pose.is_file() else None,
                                 depths.get(colour.stem)))
     return make_scene(name, source, found, SceneKind(metric=True, ordered=True, fitted=True))
-
-
-def _number(path: Path) -> tuple[int, str]:
-    """Order of ``2.jpg`` before ``10.jpg``."""
-    digits = "".join(letter for letter in path.stem if letter.isdigit())
-    return int(digits or 0), path.name
