@@ -59,7 +59,7 @@ def test_whole_command(tmp_path, monkeypatch, capsys):
     written = json.loads(file.read_text())
     assert set(written["results"]) == {"rooms, one core", "rooms", "overlap", "projective"}
     assert written["results"]["rooms"]["rate"] == 10
-    assert written["targets"] == {"at least 20 rendered frames of 240×320 a second": False,
+    assert written["targets"] == {"at least 20 rendered frames of 320×240 a second": False,
                                   "overlap of 1000 frames in under a minute": True}
 
 

@@ -98,7 +98,7 @@ def _render(cores: str, progress: Progress) -> PosedFigures:
         os.environ["KP_FRONTEND_CACHE"] = folder
         watch = _Watch()
         scenes = open_scenes([f"rooms:{RENDERED}"], 240, 320)
-        return watch.figures(f"rooms of 240×320, {cores}", "frames", sum(len(scene) for scene in scenes))
+        return watch.figures(f"rooms of 320×240, {cores}", "frames", sum(len(scene) for scene in scenes))
 
 
 def find_overlap(data: str, device: str, progress: Progress) -> PosedFigures:
@@ -110,7 +110,7 @@ def find_overlap(data: str, device: str, progress: Progress) -> PosedFigures:
 
 
 def load_pairs(data: str, device: str, progress: Progress) -> PosedFigures:
-    """Pairs of 480×640 as training reads them, in one process."""
+    """Pairs of 640×480 as training reads them, in one process."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     config = PosedPairConfig(choice="offset", least_offset=5, most_offset=10, height=480, width=640)
@@ -120,11 +120,11 @@ def load_pairs(data: str, device: str, progress: Progress) -> PosedFigures:
     for number in range(PAIRS):
         pairs[number]
         progress(number + 1, PAIRS)
-    return watch.figures("pairs of 480×640, one process", "pairs", PAIRS)
+    return watch.figures("pairs of 640×480, one process", "pairs", PAIRS)
 
 
 def adapt_projectively(data: str, device: str, progress: Progress) -> PosedFigures:
-    """Labels for a group of frames by an untrained SuperPoint, at 240×320."""
+    """Labels for a group of frames by an untrained SuperPoint, at 320×240."""
     config, scene = ProjectiveConfig(height=240, width=320), _scene(data)
     stage = find_method("superpoint")(find_method("superpoint").Config()).stages()[0]
     detector = stage.deployed(stage.network()).eval()
@@ -134,11 +134,11 @@ def adapt_projectively(data: str, device: str, progress: Progress) -> PosedFigur
     adapt_frames(detector.to(where), frames[:2], drawn[:2, :1] % 2, config, where)
     watch = _Watch()
     adapt_frames(detector, frames, drawn, config, where)
-    return watch.figures(f"projective adaptation at 240×320, {where}", "frames", len(frames))
+    return watch.figures(f"projective adaptation at 320×240, {where}", "frames", len(frames))
 
 
 def map_voxels(data: str, device: str, progress: Progress) -> PosedFigures:
-    """SEDM's expectation over frames of 480×640 without the network: all are counted in, then read back."""
+    """SEDM's expectation over frames of 640×480 without the network: all are counted in, then read back."""
     scene, config, rng = _repeated(_scene(data), VOXEL_FRAMES), ExpectationConfig(voxel=0.005), np.random.default_rng(0)
     watch = _Watch()
     expectation = Expectation(voxel_grid(scene, config), config.least_angle)
@@ -149,16 +149,16 @@ def map_voxels(data: str, device: str, progress: Progress) -> PosedFigures:
     for number in range(len(scene)):
         expectation.repeatability(scene[number])
         progress(len(scene) + number + 1, 2 * len(scene))
-    size = "×".join(map(str, frame.depth.shape))
+    size = "×".join(map(str, frame.depth.shape[::-1]))
     return watch.figures(f"voxel map of 5 mm, {len(scene)} frames of {size}", "frames", len(scene))
 
 
 WORKS = {
     "rooms, one core": Work(render_on_one),
-    "rooms": Work(render_on_all, ("at least 20 rendered frames of 240×320 a second", lambda found: found.rate >= 20)),
+    "rooms": Work(render_on_all, ("at least 20 rendered frames of 320×240 a second", lambda found: found.rate >= 20)),
     "overlap": Work(find_overlap, (f"overlap of {OVERLAPPING} frames in under a minute",
                                    lambda found: found.seconds < 60)),
-    "pairs": Work(load_pairs, ("a pair of 480×640 in at most 40 ms on one core", lambda found: found.rate >= 25)),
+    "pairs": Work(load_pairs, ("a pair of 640×480 in at most 40 ms on one core", lambda found: found.rate >= 25)),
     "projective": Work(adapt_projectively),
     "voxels": Work(map_voxels, (f"a voxel map of {VOXEL_FRAMES} frames within two minutes and 4 GB",
                                 lambda found: found.seconds <= 120 and found.memory <= 4096)),

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``benchmark posed``."""
     add = parser.add_argument
     add("--data", metavar="SPEC", default="rooms:1",
-        help="posed:PATH or rooms:1 (default); the first scene is taken; a room is rendered at 480×640 the first time")
+        help="posed:PATH or rooms:1 (default); the first scene is taken; a room is rendered at 640×480 the first time")
     add("--only", nargs="+", metavar="WORK", default=[], help="some of: rooms, overlap, pairs, projective, voxels")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="of projective adaptation")
     add("--json", type=Path, metavar="FILE", help="write the figures there")
