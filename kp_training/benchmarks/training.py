@@ -274,7 +274,7 @@ def _now(device: torch.device) -> float:
 
 
 def drawing_speed(count: int, progress: Progress) -> float:
-    """Synthetic shapes a second, 120×160, in one process."""
+    """Synthetic shapes a second, 160×120, in one process."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     shapes = SyntheticShapes()

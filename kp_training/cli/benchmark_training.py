@@ -127,7 +127,7 @@ def rates(measured: Sequence[Figures], shapes: float) -> list[str]:
     """Speeds of what is made before training, a line each."""
     labels = [f"labels for {row.method} {row.variant} {row.stage}: {row.labelled_images:.2f} photos/s"
               for row in measured if row.labelled_images is not None]
-    return [*labels, f"synthetic shapes of 120×160 in one process: {shapes:.0f} images/s"]
+    return [*labels, f"synthetic shapes of 160×120 in one process: {shapes:.0f} images/s"]
 
 
 def judge(measured: Sequence[Figures], shapes: float) -> dict[str, bool]:
