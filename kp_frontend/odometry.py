@@ -133,7 +133,7 @@ class Odometry:
     def reset(self) -> None:
         """Forget everything; the next frame is the origin."""
         self._origin = np.eye(4)  # world_from_camera where a map starts
-        self._start_depth = 1.0  # median depth of a map without metres
+        self._start_depth = 1.0  # median depth of a map that starts without metres
         self._forget()
 
     def _forget(self) -> None:
@@ -182,7 +182,7 @@ class Odometry:
         return self.config.ray_sigma * np.maximum(sizes / smallest, 1) ** self.config.size_weight
 
     def _initialise(self, view: _View, message: str = "") -> OdometryState:
-        if np.isfinite(view.seen.inverse_depths).sum() >= 2 * self.config.min_inliers:
+        if self._has_depth(view):
             self._metric = True
             return self._accept(view, invert(self._origin), None, 0, 0, message or "map started from depth", True)
         while self._waiting and not self._overlap(self._waiting[0], view):
@@ -196,6 +196,10 @@ class Odometry:
         elif len(view.tracks) >= 4 * self.config.min_inliers:
             self._waiting.append(view)
         return state
+
+    def _has_depth(self, view: _View) -> bool:
+        """Whether a map in metres can start from the view."""
+        return bool(np.isfinite(view.seen.inverse_depths).sum() >= 2 * self.config.min_inliers)
 
     def _recovered(self) -> tuple[tuple[int, np.ndarray], ...]:
         """Poses of the frames that waited for the map to start, as far as they can be placed in it."""
@@ -275,6 +279,10 @@ class Odometry:
         if found is None:
             return self._lose(view, len(known))
         pose, covariance, inliers = found
+        if not self._metric and self._has_depth(view):
+            self._origin = invert(pose)
+            self._forget()
+            return self._initialise(view, "map started anew at this pose, in metres, since there is depth now")
         if inliers.sum() < self.config.recall_below:
             known, (pose, covariance, inliers) = self._recall(view, landmarks, known, found)
         self._strike(view.tracks, landmarks, known, inliers)
@@ -360,8 +368,7 @@ class Odometry:
             return state
         assert self._last is not None
         self._origin = invert(self._last[1])
-        if not self._metric:
-            self._start_depth = self._map.median_depth(self._last[1])
+        self._start_depth = self._map.median_depth(self._last[1])
         misses = self._misses
         self._forget()
         return self._initialise(view, f"map started anew at the last known pose after {misses} frames without one")

@@ -182,11 +182,12 @@ def test_new_tracks_without_descriptors_start_a_new_map_where_the_old_one_ended(
     np.testing.assert_allclose(moved[:3, 3], truth[:3, 3], atol=0.01)
 
 
-def test_a_monocular_map_starts_anew_at_the_old_scale():
+@pytest.mark.parametrize("depth", [True, False])
+def test_a_monocular_map_starts_anew_at_the_old_scale(depth):
     world, odometry = World(descriptors=False), Odometry(CAMERA, OdometryConfig(patience=2))
     world.points[:, 2] = world.points[:, 2] / 3 + 7  # a wall that the camera comes close to
     world.pose = lambda step: se3_exp(np.array([0.03 * step, 0, 0.12 * step, 0, 0, 0]))
-    first = [state for state in run(odometry, world, 30, depth=False) if state.status == "tracking"]
+    first = [state for state in run(odometry, world, 30, depth) if state.status == "tracking"]
     world.offset = 100_001
     states = run(odometry, world, 30, depth=False, start=30)
     assert "started anew" in states[1].message
@@ -234,6 +235,20 @@ def test_depth_may_go_away_and_come_back():
     states = [state for start, depth in spans for state in run(odometry, world, 10, depth, start)]
     assert {state.status for state in states} == {"tracking"}
     assert errors(states, world)[0].max() < 0.03
+
+
+def test_depth_that_comes_late_brings_metres():
+    world, odometry = World(), Odometry(CAMERA)
+    before = run(odometry, world, 20, depth=False)[-1]
+    states = run(odometry, world, 20, start=20)
+    assert (before.status, before.metric) == ("tracking", False)
+    assert {(state.status, state.metric) for state in states} == {("tracking", True)}
+    assert "in metres" in states[0].message
+    moved = invert(states[0].world_from_camera) @ states[-1].world_from_camera
+    truth = invert(world.pose(20)) @ world.pose(39)
+    np.testing.assert_allclose(moved[:3, 3], truth[:3, 3], atol=0.02)
+    step = invert(before.world_from_camera) @ states[0].world_from_camera
+    assert np.linalg.norm(step[:3, 3]) < 0.3  # it goes on where it was
 
 
 def test_the_same_input_gives_the_same_path_and_reset_starts_over():
