@@ -146,6 +146,7 @@ def test_comparison_says_what_is_slower(tmp_path, capsys):
     (["frontend", "--frames", "5"], "--frames"), (["frontend", "--bag", "/nowhere"], "nowhere"),
     (["frontend", "--features", "surf"], "surf"), (["node", "--features", "no_such"], "no_such"),
     (["node", "--rate", "0"], "--rate 0"), (["node", "--seconds", "0"], "--seconds"),
+    (["frontend", "--seconds", "nan"], "--seconds"),
     (["node", "--compare", "/nowhere.json"], "--compare /nowhere.json"),
     (["node", "--json", "/no/such/folder.json"], "no folder"),
 ])

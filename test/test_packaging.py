@@ -118,6 +118,23 @@ def test_runtime_does_not_import_torch():
     assert run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path):
+    """A command cleans up."""
+    (tmp_path / "command_of_test.py").write_text(
+        "import time\nfrom pathlib import Path\ndef main(argv):\n    try:\n        print('here', flush=True)\n"
+        "        time.sleep(60)\n    finally:\n        Path(argv[0]).touch()\n"
+    )
+    code = ("import sys; from kp_frontend import command_line; "
+            "sys.exit(command_line.run('p', 'Purpose.', {'c': ('command_of_test', 'waits')}, sys.argv[1:]))")
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    with subprocess.Popen([sys.executable, "-c", code, "c", str(tmp_path / "clean")], env=environment,
+                          stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(20) == 130
+    assert (tmp_path / "clean").is_file()
+
+
 @pytest.mark.parametrize(("argv", "code"), [([], 2), (["--help"], 0), (["fly"], 2), (["fail"], 2), (["lack"], 2)])
 def test_command_line_exit_codes(argv, code, tmp_path, monkeypatch, capsys):
     (tmp_path / "commands_of_test.py").write_text(

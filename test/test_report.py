@@ -146,6 +146,13 @@ def test_the_report_holds_everything_itself(tmp_path):
     assert "$" not in re.sub(r"base64,[^\"]*", "", page)
 
 
+def test_names_are_no_formulas(tmp_path):
+    entry = evaluated(r"$\frac$.onnx", 0.1)
+    recording = Recording("a", "rgbd", 30, 2.9, (640, 480), entry.error.truth, (), ())
+    write_report(tmp_path / "report.html", recording, [entry])
+    assert r"$\frac$.onnx" in (tmp_path / "report.html").read_text()
+
+
 def test_a_report_without_ground_truth_or_pose(tmp_path):
     entry = Evaluation(record("tt", mode="features"))
     write_report(tmp_path / "report.html", Recording("bag", "features", 2, 0.1), [entry])

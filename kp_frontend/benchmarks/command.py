@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -61,7 +62,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns 0, raises InputError."""
     options = parser().parse_args(argv)
     report = Report(options)
-    if options.seconds < 0.2 or options.top_k < 1:
+    if not 0.2 <= options.seconds < math.inf or options.top_k < 1:
         raise InputError("expected --seconds of 0.2 or more and --top-k of 1 or more")
     return KINDS[options.what](options, report, ["kp_frontend", "benchmark", *argv])
 

@@ -73,8 +73,9 @@ def run_node(build: Callable[[], ClosingNode], argv: Sequence[str], help_text: s
         return 0
     arguments = ["kp_frontend", *argv]
     os.environ.update(middleware_environment())
-    # Python's own handler would raise KeyboardInterrupt in the middle of rclpy.
-    signal.signal(signal.SIGINT, lambda *_: None)
+    # Python's own handlers would raise KeyboardInterrupt in the middle of rclpy.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     try:
         extra = remove_ros_args(arguments)[1:]
         if extra:

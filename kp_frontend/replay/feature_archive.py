@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ class FeatureArchive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
 
     def __enter__(self) -> FeatureArchive:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ _MOST_POINTS = 2000
 _STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
-    "svg.fonttype": "none", "svg.hashsalt": "kp_frontend", "font.family": "sans-serif",
+    "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "kp_frontend", "font.family": "sans-serif",
 }
 Plot = tuple[str, str]  # title, SVG
 
