@@ -20,6 +20,7 @@ from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.quaternions import poses_from_quaternions, quaternions_from_poses
 
 DESCRIPTOR_FORMATS = ("float32", "uint8")
+_DESCRIPTOR_KINDS = {"l2": DESCRIPTOR_FORMATS, "hamming": ("uint8",)}
 VINS_PROFILES = ("mono", "fusion")
 _SCALARS = {
     PointField.INT8: "i1", PointField.UINT8: "u1", PointField.INT16: "i2", PointField.UINT16: "u2",
@@ -112,10 +113,10 @@ def cloud_from_message(message: PointCloud2) -> np.ndarray:
         )
     try:
         dtype = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": step})
+        rows = np.lib.stride_tricks.as_strided(data, (height, width * step), (stride, 1), writeable=False)
+        return rows.reshape(-1).view(dtype)
     except ValueError as error:
         raise InputError(f"point cloud: fields do not fit a point of {step} bytes ({error})") from error
-    rows = np.lib.stride_tricks.as_strided(data, (height, width * step), (stride, 1), writeable=False)
-    return rows.reshape(-1).view(dtype)
 
 
 def quantize(descriptors: np.ndarray) -> np.ndarray:
@@ -180,10 +181,16 @@ def features_from_message(message: PointCloud2) -> tuple[Features, Tracks, np.nd
     """
     points = cloud_from_message(message)
     names = _names(points)
-    missing = [name for name, _ in _FEATURE_FIELDS if name not in names]
+    metric = "hamming" if "hamming" in names else "l2"
+    numbers = [name for name, _ in _FEATURE_FIELDS]
+    missing = [name for name in (*numbers, *["descriptor"] * (metric == "hamming")) if name not in names]
     if missing:
         raise InputError(f"point cloud has no field {', '.join(missing)}: expected a `features` topic of this package")
-    metric = "hamming" if "hamming" in names else "l2"
+    for name in numbers:
+        if points.dtype[name].shape:
+            raise _unread_field(name, points.dtype[name], "one number")
+    if "descriptor" in names and points.dtype["descriptor"].base.name not in _DESCRIPTOR_KINDS[metric]:
+        raise _unread_field("descriptor", points.dtype["descriptor"], " or ".join(_DESCRIPTOR_KINDS[metric]))
     descriptors = points["descriptor"] if "descriptor" in names else np.zeros((len(points), 0), np.float32)
     if descriptors.ndim == 1:  # a field of count 1 is a scalar
         descriptors = descriptors[:, None]
@@ -199,6 +206,14 @@ def features_from_message(message: PointCloud2) -> tuple[Features, Tracks, np.nd
     )
     tracks = Tracks(points["id"].astype(np.uint32), points["age"].astype(np.uint32))
     return features, tracks, floats("x", "y", "z")
+
+
+def _unread_field(name: str, kind: np.dtype, expected: str) -> InputError:
+    count = kind.shape[0] if kind.shape else 1
+    return InputError(
+        f"point cloud: field {name!r} has {count} {kind.base.name} a point, expected {expected}: "
+        "is it a `features` topic of this package?"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,18 +262,20 @@ def tracks_to_vins_message(
 ) -> PointCloud:
     """What VINS reads on ``/feature_tracker/feature``: points tracked since the frame before at least (age ≥ 2).
 
-    points: undistorted x y at z = 1.  velocities: N×2 of those per second.  profile ``mono`` (VINS-Mono): channels
-    id u v vx vy; ``fusion`` (VINS-Fusion): id cam u v vx vy gx gy gz, with cam 0 and the last three (a ground truth
-    that it reads for plots alone) zero. Ids wrap at 2^24, where a float32 stops counting.
+    bearings: N×3, z = 1, undistorted; what has none (nan) is left out.  velocities: N×2 of those per second, nan =
+    unknown, which is sent as 0.  profile ``mono`` (VINS-Mono): channels id u v vx vy; ``fusion`` (VINS-Fusion): id
+    cam u v vx vy gx gy gz, with cam 0 and the last three (a ground truth that it reads for plots alone) zero. Ids
+    wrap at 2^24, where a float32 stops counting.
     """
     if profile not in VINS_PROFILES:
         raise unknown_name("vins_profile", profile, VINS_PROFILES)
-    kept = np.flatnonzero(tracks.ages >= 2)
+    kept = np.flatnonzero((tracks.ages >= 2) & np.isfinite(bearings).all(axis=1))
+    vx, vy = np.nan_to_num(velocities[kept]).T
     zeros = np.zeros(len(kept), np.float32)
     values = {
         "id": tracks.ids[kept] % _FLOAT_IDS, "cam": zeros,
         "u": features.keypoints[kept, 0], "v": features.keypoints[kept, 1],
-        "vx": velocities[kept, 0], "vy": velocities[kept, 1], "gx": zeros, "gy": zeros, "gz": zeros,
+        "vx": vx, "vy": vy, "gx": zeros, "gy": zeros, "gz": zeros,
     }
     names = tuple(values) if profile == "fusion" else ("id", "u", "v", "vx", "vy")
     return PointCloud(
@@ -287,13 +304,14 @@ def odometry_to_message(
 ) -> Odometry:
     """Pose of the camera in the world. covariance: 6×6 (x, y, z, rotation about x, y, z) or None; twist is not known.
 
-    An unknown covariance has -1 at its first place, as elsewhere in ROS.
+    An unknown covariance, or one that is not finite, has -1 at its first place, as elsewhere in ROS.
     """
     message = Odometry(header=Header(stamp=stamp, frame_id=world_frame), child_frame_id=camera_frame)
     message.pose.pose = pose_to_message(world_from_camera)
     unknown = np.zeros(36)
     unknown[0] = -1
-    message.pose.covariance = unknown if covariance is None else np.asarray(covariance, float).reshape(36)
+    known = covariance is not None and np.isfinite(covariance).all()
+    message.pose.covariance = np.asarray(covariance, float).reshape(36) if known else unknown
     message.twist.covariance = unknown
     return message
 

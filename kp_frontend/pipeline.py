@@ -141,6 +141,9 @@ class Frontend:
         self._check_stamp(frame.stamp)
         watch = Stopwatch()
         tracked = self.tracker.follow(seen)
+        previous, previous_stamp = self._previous, self._previous_stamp
+        # The tracker is at this frame now, even where what follows raises: the next matches are to its features.
+        self._previous, self._previous_stamp = tracked.features, frame.stamp
         watch.timings.update(tracked.timings)
         state = None
         if self.odometry is not None:
@@ -148,12 +151,10 @@ class Frontend:
                 depths = self._depths(extracted, tracked.features)
             with watch.stage("odometry"):
                 state = self.odometry.process(frame.stamp, tracked.features, tracked.tracks, depths)
-        output = FrontendOutput(
+        return FrontendOutput(
             frame.stamp, tracked.features, tracked.tracks, tracked.matches,
-            self._previous, self._previous_stamp, state, watch.timings,
+            previous, previous_stamp, state, watch.timings,
         )
-        self._previous, self._previous_stamp = tracked.features, frame.stamp
-        return output
 
     def _needs_right(self, frame: Frame) -> bool:
         calibrated = self.odometry is not None and self.camera is not None and self.baseline is not None

@@ -1,4 +1,4 @@
-"""Starts `extractor`, or `odometry`, on a camera's topics, with the Fast DDS profile that carries images.
+"""Starts `extractor`, or `odometry`, on a camera's topics; the nodes set the Fast DDS profile that carries images.
 
 ros2 launch kp_frontend extractor.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info features:=orb
 """
@@ -6,7 +6,7 @@ ros2 launch kp_frontend extractor.launch.py image:=/camera/image_raw camera_info
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -39,11 +39,7 @@ TYPES = {"rectified": lambda text: text.lower() in ("true", "1")}
 
 def generate_launch_description() -> LaunchDescription:
     """All arguments are shown by `ros2 launch kp_frontend extractor.launch.py --show-args`."""
-    profile = str(CONFIG / "fastdds_shm.xml")
     return LaunchDescription([
-        # Kilted reads the first, the releases before it the second.
-        SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", profile),
-        SetEnvironmentVariable("FASTRTPS_DEFAULT_PROFILES_FILE", profile),
         *(DeclareLaunchArgument(name, default_value="", description=text) for name, text in PARAMETERS.items()),
         *(DeclareLaunchArgument(name, default_value=topic, description=f"topic of {own}")
           for name, (own, topic) in TOPICS.items()),

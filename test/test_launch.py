@@ -55,9 +55,25 @@ def test_every_module_that_is_run_exists(file):
         assert (ROOT / (name.replace(".", "/") + ".py")).is_file(), name
 
 
-def test_the_profile_is_set_under_both_names():
-    variables = {ast.literal_eval(call.args[0]) for call in calls(FILES[0], "SetEnvironmentVariable")}
-    assert variables == {"FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"}
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_profile_is_left_to_what_is_started(file):
+    assert not calls(file, "SetEnvironmentVariable")
+    assert not any("DEFAULT_PROFILES_FILE" in text or text == PROFILE.name for text in strings(file))
+
+
+@pytest.mark.parametrize(("release", "name"), [("jazzy", "FASTRTPS"), ("kilted", "FASTDDS")])
+def test_what_is_started_sets_the_profile_but_keeps_a_users(monkeypatch, release, name):
+    pytest.importorskip("rclpy")
+    from kp_frontend.nodes.run import PROFILE_VARIABLES, middleware_environment
+
+    monkeypatch.setenv("ROS_DISTRO", release)
+    for variable in PROFILE_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    assert middleware_environment() == {f"{name}_DEFAULT_PROFILES_FILE": str(PROFILE)}
+    for variable in PROFILE_VARIABLES:
+        with monkeypatch.context() as users:
+            users.setenv(variable, "/etc/mine.xml")
+            assert middleware_environment() == {}
 
 
 def table(file: Path, name: str) -> dict:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("rosbags")
 
+import rclpy
+from rclpy.context import Context
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from skimage import data
 
 from kp_frontend.camera import CameraModel
@@ -142,6 +145,35 @@ def test_player_says_what_is_missing(bag, words, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("recorded", "read"), [
+    ("raw", "raw"), ("compressed", "compressed"), ("raw compressed", "raw"), ("raw compressed", "compressed"),
+    ("raw", "compressed"), ("compressed", ""), ("", "raw"),
+])
+def test_player_waits_for_the_topic_or_its_compressed_twin(monkeypatch, recorded, read):
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "OFF")
+    kinds = {"raw": ("/image", Image), "compressed": ("/image/compressed", CompressedImage)}
+    connections = [
+        SimpleNamespace(topic=topic, msgtype=f"sensor_msgs/msg/{kind.__name__}")
+        for topic, kind in (kinds[name] for name in recorded.split())
+    ]
+    context = Context()
+    rclpy.init(context=context, domain_id=96)
+    node = rclpy.create_node("player", context=context)
+    try:
+        if read:
+            topic, kind = kinds[read]
+            node.create_subscription(kind, topic, lambda _: None, 10)
+        played = player.Player(node, SimpleNamespace(topics={}, connections=connections, is2=True))
+        if read and read in recorded:
+            played.wait_for_subscribers(["/image"], 10)
+        else:
+            with pytest.raises(InputError, match="nobody subscribed" if recorded else "/image is not played"):
+                played.wait_for_subscribers(["/image"], 0.2)
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
 
 
 @pytest.mark.parametrize("name", ["nothing.mcap", "broken.db3"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 pytest.importorskip("rclpy")
 
-from sensor_msgs.msg import PointField
+from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from kp_frontend import messages
@@ -123,6 +124,33 @@ def test_foreign_clouds_are_refused_in_one_line(change, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("metric", "field", "change", "words"), [
+    ("l2", "descriptor", {"datatype": PointField.FLOAT64, "count": 4},
+     "has 4 float64 a point, expected float32 or uint8"),
+    ("hamming", "descriptor", {"datatype": PointField.INT8}, "has 8 int8 a point, expected uint8"),
+    ("hamming", "descriptor", {"name": "bits"}, "no field descriptor"),
+    ("l2", "u", {"count": 2}, "has 2 float32 a point, expected one number"),
+    ("l2", "score", {"count": 0}, "has 0 float32 a point, expected one number"),
+    ("l2", "id", {"count": 3}, "has 3 uint32 a point, expected one number"),
+])
+@pytest.mark.parametrize("count", [0, 5])
+def test_fields_of_another_type_are_named(metric, field, change, words, count):
+    message = messages.features_to_message(make_features(count, 8, metric), make_tracks(count), HEADER)
+    message.fields = copy.deepcopy(message.fields)  # which messages of one layout share
+    entry = next(entry for entry in message.fields if entry.name == field)
+    for name, value in change.items():
+        setattr(entry, name, value)
+    with pytest.raises(InputError, match=words) as error:
+        messages.features_from_message(message)
+    assert field in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cloud_of_nothing_is_refused():
+    with pytest.raises(InputError, match="point of 0 bytes"):
+        messages.features_from_message(PointCloud2())
+
+
 def test_matches_come_back_with_pixels_and_stamp():
     query, train = make_features(6, 4).keypoints, make_features(5, 4, seed=2).keypoints
     matches = Matches(np.array([0, 5, 2]), np.array([4, 0, 3]), np.array([0.5, 7, 0.25], np.float32))
@@ -163,6 +191,17 @@ def test_vins_channels(profile, names):
     assert (values["vx"], values["vy"]) == ([1, 3], [2, 4])
     assert {len(channel.values) for channel in message.channels} == {2}
     assert message.header == HEADER
+
+
+def test_vins_reads_nothing_that_is_not_a_number():
+    features, tracks, nan = make_features(4, 0), make_tracks(4), np.nan
+    bearings = np.array([[0.1, 0.2, 1], [nan, nan, nan], [0.5, 0.6, 1], [nan, nan, nan]], np.float32)
+    velocities = np.array([[1, 2], [nan, nan], [nan, nan], [0, 0]], np.float32)  # the third had no ray before
+    message = messages.tracks_to_vins_message(features, tracks, bearings, velocities, HEADER, "mono")
+    assert [(round(p.x, 5), round(p.y, 5)) for p in message.points] == [(0.1, 0.2), (0.5, 0.6)]
+    values = {channel.name: list(channel.values) for channel in message.channels}
+    assert values["u"] == pytest.approx(features.keypoints[[0, 2], 0])
+    assert (values["vx"], values["vy"]) == ([1, 0], [2, 0])
 
 
 def test_unknown_vins_profile():
@@ -207,8 +246,9 @@ def test_odometry_says_where_it_knows_nothing():
     assert list(known.pose.covariance) == list(range(36))
     assert (known.header.frame_id, known.child_frame_id, known.header.stamp) == ("odom", "camera", HEADER.stamp)
     assert known.twist.covariance[0] == -1
-    unknown = messages.odometry_to_message(np.eye(4), None, HEADER.stamp, "odom", "camera")
-    assert unknown.pose.covariance[0] == -1
+    for covariance in (None, np.full((6, 6), np.nan), np.diag([1, 1, 1, 1, 1, np.inf])):
+        unknown = messages.odometry_to_message(np.eye(4), covariance, HEADER.stamp, "odom", "camera")
+        assert list(unknown.pose.covariance) == [-1] + [0] * 35
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])

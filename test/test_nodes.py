@@ -20,13 +20,13 @@ pytest.importorskip("rclpy")
 import yaml
 from node_harness import OUTPUTS, PERIOD, Harness, camera_info, depth_message
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image, PointField
 from skimage import data
 
 from kp_frontend import messages
 from kp_frontend.errors import InputError
 from kp_frontend.extractors import load_extractor
-from kp_frontend.nodes import parameters
+from kp_frontend.nodes import matcher, parameters
 from kp_frontend.nodes.frontend_node import FrontendNode
 from kp_frontend.nodes.matcher import MatcherNode
 from kp_frontend.nodes.slot import NewestSlot
@@ -344,6 +344,46 @@ def test_matcher_pairs_two_cameras():
         harness.publish("features_b", cloud(right, header))
         harness.publish("features_a", cloud(left, header))
         harness.wait("matches", stamp + 600_000_000)
+
+
+@pytest.mark.parametrize("surprise", [False, True])
+def test_a_foreign_cloud_does_not_end_the_matcher(monkeypatch, surprise):
+    def explode(*_, **__):
+        raise RuntimeError("first line\nsecond line")
+
+    features = load_extractor("orb", top_k=50).extract(view())
+    with Harness(MatcherNode, ["matches"]) as harness:
+        header = harness.header()
+        good, foreign = cloud(features, header), cloud(features, header)
+        foreign.fields = [field for field in foreign.fields if field.name not in ("hamming", "descriptor")]
+        foreign.fields.append(PointField(name="descriptor", offset=40, datatype=PointField.FLOAT64, count=4))
+        with monkeypatch.context() as patch:
+            if surprise:
+                patch.setattr(matcher, "match", explode)
+            harness.publish("features_b", good)
+            harness.publish("features_a", good if surprise else foreign)
+            harness.until_error("RuntimeError" if surprise else "has 4 float64 a point")
+        assert harness.status()["errors"] == 1
+        good.header = harness.header()
+        harness.publish("features_b", good)
+        harness.publish("features_a", good)
+        harness.wait("matches", messages.stamp_from_message(good.header.stamp))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, which takes nothing")
+@pytest.mark.parametrize("first_bad", [False, True])
+def test_a_full_disk_ends_the_frame_log_and_not_the_node(first_bad):
+    with Harness(extractor, top_k=100, frame_log="/dev/full") as harness:
+        if first_bad:
+            harness.publish("image", image_message(harness, encoding="yuv99"))
+        else:
+            harness.send(view())
+        harness.until_error("frame_log /dev/full: No space left on device")
+        errors = harness.status()["errors"]
+        assert errors == 1 + first_bad
+        for _ in range(3):
+            harness.features(harness.send(view()))
+        assert harness.status()["errors"] == errors
 
 
 def test_newest_frame_wins():

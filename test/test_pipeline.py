@@ -75,6 +75,27 @@ def test_stamps_that_repeat_or_jump_back_are_refused_and_the_next_frame_is_proce
     assert frontend.process(first).previous is None
 
 
+@pytest.mark.parametrize("stage", ["depth", "odometry"])
+def test_after_a_frame_without_a_pose_matches_are_still_to_the_frame_before(views, stage, monkeypatch):
+    frontend = metric_frontend("orb")
+    first, second, third = frames(views[:3], right=True)
+    frontend.process(first)
+    owner, name = {"depth": (frontend.tracker, "match_stereo"), "odometry": (frontend.odometry, "process")}[stage]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, raise_memory_error)
+        with pytest.raises(MemoryError):
+            frontend.process(second)
+    output = frontend.process(third)
+    assert output.previous_stamp == second.stamp
+    assert len(output.matches) > 100
+    reference = Frontend("orb").extract(second).seen.features
+    np.testing.assert_array_equal(output.previous.keypoints, reference.keypoints)
+
+
+def raise_memory_error(*_):
+    raise MemoryError
+
+
 def test_sizes_that_differ_are_refused(views):
     frontend = metric_frontend("orb")
     frame = frames(views, depth=True)[0]

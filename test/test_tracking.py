@@ -9,6 +9,7 @@ from kp_frontend.errors import InputError
 from kp_frontend.features import Features
 from kp_frontend.stereo import search_rows
 from kp_frontend.trackers import DescriptorTracker, FlowTracker, TrackerConfig, load_tracker
+from kp_frontend.trackers.base import LARGEST_ID
 
 data = pytest.importorskip("skimage.data")
 
@@ -68,6 +69,19 @@ def test_a_track_away_for_too_long_is_a_new_one_and_ids_are_never_used_twice():
     tracker.reset()
     tracker.extractor.frames = [([0], [[50, 50]])]
     assert tracker.track(BLANK).tracks.ids[0] > ids[3][0]
+
+
+@pytest.mark.parametrize("spec", ["orb", "gftt_lk"])
+def test_ids_go_round_and_zero_stays_no_track(spec):
+    tracker = load_tracker(spec, top_k=300)
+    assert tracker._ids.take(3).tolist() == [1, 2, 3]
+    tracker._ids._taken = LARGEST_ID - 100
+    first, second = tracker.track(window((0, 0))), tracker.track(window((6, 3)))
+    assert first.tracks.ids.dtype == np.uint32
+    assert sorted(first.tracks.ids.tolist()) == [*range(1, len(first.tracks) - 99), *range(2**32 - 100, 2**32)]
+    assert len(second.matches) > 150
+    assert (second.tracks.ids > 0).all()
+    assert len(np.unique(second.tracks.ids)) == len(second.tracks.ids)
 
 
 def test_the_window_keeps_look_alikes_apart_and_follows_the_velocity():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,30 @@ def test_one_point_and_places_at_its_cell_borders():
     i, j = pairs_within(point, 10.0, places)
     assert i.tolist() == [0] * 4
     assert j.tolist() == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("far", [1e5, 3e7, 1e15])
+def test_rays_of_a_lens_of_180_degrees_need_no_table_of_the_space_between_them(far):
+    random = np.random.default_rng(1)
+    points = random.uniform(0, 600, (300, 2)).astype(np.float32)
+    points[:4] = [[far, 7], [-far, far], [9, -far], [far, 7]]
+    predicted = points + random.normal(0, 1, points.shape)
+    predicted[:4] = points[:4]
+    distances = np.linalg.norm(points[:, None].astype(float) - predicted, axis=2)
+    tracemalloc.start()
+    i, j = pairs_within(points, 8.0, predicted)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    found = np.zeros_like(distances, bool)
+    found[i, j] = True
+    assert np.array_equal(found, distances <= 8)
+    assert peak < 1e7
+
+
+def test_what_is_not_a_number_is_in_no_pair():
+    points = np.float32([[100, 100], [np.nan, 100], [105, np.nan], [300, 40]])
+    i, j = pairs_within(points, 10.0, points)
+    assert i.tolist() == j.tolist() == [0, 3]
 
 
 def test_too_many_pairs_are_not_made():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+import traceback
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 import numpy as np
@@ -60,13 +62,44 @@ class Diagnostics:
             self._values.update(values)
             for stage, milliseconds in timings.items():
                 self._stages.setdefault(stage, deque(maxlen=self._window)).append(milliseconds)
-            if self._log is not None:
-                print(json.dumps({"stamp": stamp, "timings": dict(timings), **values}), file=self._log)
+        self._write({"stamp": stamp, "timings": dict(timings), **values})
+
+    @contextlib.contextmanager
+    def survived(self, stamp: int) -> Iterator[None]:
+        """The frame of `stamp` (ns) must not end the node, whatever a library makes of it: an error is said."""
+        try:
+            yield
+        except InputError as error:
+            self.error(str(error), stamp=stamp)
+        except Exception as error:
+            if not self._node.context.ok():
+                return
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{type(error).__name__} in {place.filename}:{place.lineno}"
+            text = f"frame not processed: {where}: {str(error).partition(chr(10))[0][:200]}"
+            self.error(text, where, stamp)
 
     def close(self) -> None:
         """Complete the file."""
-        if self._log is not None:
-            self._log.close()
+        with self._lock:
+            log, self._log = self._log, None
+        if log is not None:
+            log.close()
+
+    def _write(self, record: Mapping[str, object]) -> None:
+        """One line of the file. Where it takes no more (a full disk), that is said, and the node goes on without."""
+        with self._lock:
+            log = self._log
+            if log is None:
+                return
+            try:
+                print(json.dumps(record), file=log)
+                return
+            except OSError as error:
+                self._log, reason = None, error.strerror
+        with contextlib.suppress(OSError):  # it writes what is left once more, for the same reason in vain
+            log.close()
+        self.error(f"frame_log {log.name}: {reason}; no more frames go there, make room and start the node again")
 
     def count(self, what: str) -> None:
         """One more `what` (received, repeated, idle …)."""
@@ -83,9 +116,9 @@ class Diagnostics:
         """A frame or message could not be used. Logged, but one `kind` (default: text) once in `REPEAT` seconds."""
         with self._lock:
             self._counts["errors"] += 1
-            if self._log is not None and stamp is not None:
-                print(json.dumps({"stamp": stamp, "error": text}), file=self._log)
             self._error, self._error_time = text, time.monotonic()
+        if stamp is not None:
+            self._write({"stamp": stamp, "error": text})
         if self._is_news(kind or text):
             self._node.get_logger().error(text)
 

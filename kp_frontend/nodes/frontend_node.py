@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,21 +98,6 @@ class FrontendNode(ClosingNode):
         elif self._in_time(arrival.stamp):
             self._slot.put((arrival, self._sequence))
 
-    @contextmanager
-    def _survived(self, stamp: int) -> Iterator[None]:
-        """One frame must not end the node, whatever a library makes of it."""
-        try:
-            yield
-        except InputError as error:
-            self.diagnostics.error(str(error), stamp=stamp)
-        except Exception as error:
-            if not self.context.ok():
-                return
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{type(error).__name__} in {place.filename}:{place.lineno}"
-            text = f"frame not processed: {where}: {str(error).partition(chr(10))[0][:200]}"
-            self.diagnostics.error(text, where, stamp)
-
     def _in_time(self, stamp: int) -> bool:
         """Whether to process a frame of `stamp`; after a jump back everything starts anew."""
         last, self._last_stamp = self._last_stamp, stamp
@@ -148,7 +131,7 @@ class FrontendNode(ClosingNode):
 
     def _extract(self, item: tuple[Arrival, int]) -> _Halfway | None:
         arrival, sequence = item
-        with self._survived(arrival.stamp):
+        with self.diagnostics.survived(arrival.stamp):
             with self._lock:
                 frontend = self._calibrated()
             watch = Stopwatch()
@@ -163,7 +146,7 @@ class FrontendNode(ClosingNode):
 
     def _follow(self, halfway: _Halfway) -> None:
         arrival, frontend, watch = halfway.arrival, halfway.frontend, Stopwatch()
-        with self._survived(arrival.stamp):
+        with self.diagnostics.survived(arrival.stamp):
             if (frontend, halfway.sequence) != self._followed:
                 self._followed = frontend, halfway.sequence
                 frontend.reset()

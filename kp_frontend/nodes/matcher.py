@@ -7,7 +7,6 @@ from typing import Any
 
 from sensor_msgs.msg import PointCloud2
 
-from kp_frontend.errors import InputError
 from kp_frontend.matching import match
 from kp_frontend.messages import features_from_message, matches_to_message, stamp_from_message
 from kp_frontend.nodes.diagnostics import Diagnostics
@@ -67,18 +66,15 @@ class MatcherNode(ClosingNode):
     def _work(self, pair: tuple[PointCloud2, PointCloud2, int]) -> None:
         first, second, arrived = pair
         watch = Stopwatch()
-        try:
+        with self.diagnostics.survived(_stamp(first)):
             with watch.stage("decode"):
                 query, train = features_from_message(first)[0], features_from_message(second)[0]
             with watch.stage("match"):
                 matches = match(query, train, **self._options())
             message = matches_to_message(matches, query.keypoints, train.keypoints, first.header, _stamp(second))
             self._matches.publish(message)
-        except InputError as error:
-            self.diagnostics.error(str(error))
-            return
-        watch.timings["total"] = (time.time_ns() - arrived) * 1e-6
-        self.diagnostics.frame(_stamp(first), watch.timings, keypoints=len(query), matches=len(matches))
+            watch.timings["total"] = (time.time_ns() - arrived) * 1e-6
+            self.diagnostics.frame(_stamp(first), watch.timings, keypoints=len(query), matches=len(matches))
 
     def _options(self) -> dict[str, Any]:
         values = self.values

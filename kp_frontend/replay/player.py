@@ -58,7 +58,10 @@ class Player:
         self.sent: dict[str, dict[int, int]] = {}
 
     def wait_for_subscribers(self, topics: Sequence[str], timeout: float) -> None:
-        """Return when each of `topics` has a subscriber; InputError after `timeout` seconds."""
+        """Return when each of `topics`, or its compressed twin, has a subscriber; InputError after `timeout` seconds.
+
+        A node that reads compressed images is told the name of the raw ones, as image_transport has it.
+        """
         end = time.monotonic() + timeout
         while missing := [name for name in topics if not self._subscribers(name)]:
             if time.monotonic() > end:
@@ -66,9 +69,10 @@ class Player:
             time.sleep(0.02)
 
     def _subscribers(self, topic: str) -> int:
-        if topic not in self._publishers:
+        twins = [name for name in (topic, f"{topic}/compressed") if name in self._publishers]
+        if not twins:
             raise InputError(f"{topic} is not played; the bag has {', '.join(sorted(self._publishers))}")
-        return self._publishers[topic].get_subscription_count()
+        return sum(self._publishers[name].get_subscription_count() for name in twins)
 
     def send_calibration(self) -> None:
         """The first camera_info of each camera, ahead of all images, which need it from the first on."""
@@ -157,7 +161,8 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("bag", type=Path, help="ROS 2 bag folder, .mcap, .db3, or ROS 1 .bag")
     arguments.add_argument("--rate", type=float, default=1.0, help="times the recorded speed (default 1)")
     arguments.add_argument("--topics", nargs="+", metavar="TOPIC", help="play only these")
-    arguments.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC", help="wait for their subscribers")
+    arguments.add_argument("--wait-for", nargs="+", default=[], metavar="TOPIC",
+                           help="wait for subscribers of each, or of its TOPIC/compressed")
     arguments.add_argument("--timeout", type=float, default=30.0, help="seconds to wait for them (default 30)")
     arguments.add_argument("--images", type=int, metavar="N", help="play the first N images only")
     arguments.add_argument("--log", type=Path, metavar="FILE", help="write {topic: {stamp: wall time sent}}, all in ns")

@@ -10,6 +10,8 @@ import numpy as np
 from kp_frontend.errors import InputError
 from kp_frontend.features import Features, Matches, Tracks
 
+LARGEST_ID = 2**32 - 1
+
 
 @dataclass(frozen=True)
 class TrackerConfig:
@@ -80,6 +82,19 @@ class Tracked:
     timings: dict[str, float]
 
 
+class TrackIds:
+    """Hands out track ids: 1 … LARGEST_ID, then from 1 again, since 0 is no track."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    def take(self, count: int) -> np.ndarray:
+        """The next `count` ids, uint32."""
+        ids = (self._taken + np.arange(count)) % LARGEST_ID + 1
+        self._taken = (self._taken + count) % LARGEST_ID
+        return ids.astype(np.uint32)
+
+
 class Tracker(Protocol):
     """Images in order of time → features with identities.
 
@@ -112,5 +127,5 @@ class Tracker(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget all tracks; ids are not used again."""
+        """Forget all tracks; their ids are not used again before all others have been."""
         ...

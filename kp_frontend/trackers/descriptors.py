@@ -13,7 +13,7 @@ from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.images import to_gray
 from kp_frontend.matching import match
 from kp_frontend.stereo import refine_disparities
-from kp_frontend.trackers.base import Seen, Tracked, Tracker, TrackerConfig
+from kp_frontend.trackers.base import Seen, Tracked, Tracker, TrackerConfig, TrackIds
 
 LEAST_RADIUS = 0.02  # of the longer side: narrower is not faster
 
@@ -44,7 +44,7 @@ class DescriptorTracker(Tracker):
         self.extractor = extractor
         self.config = config or TrackerConfig()
         self.name = extractor.name
-        self._next_id = 1
+        self._ids = TrackIds()
         self.reset()
 
     @property
@@ -53,7 +53,7 @@ class DescriptorTracker(Tracker):
         return self.extractor.concurrent
 
     def reset(self) -> None:
-        """Forget all tracks; ids are not used again."""
+        """Forget all tracks; see Tracker."""
         self._bank: _Bank | None = None
         self._radius = np.inf  # pixels round the predicted places where the next frame is searched first
         self._matched = 0
@@ -120,8 +120,7 @@ class DescriptorTracker(Tracker):
         ids[matches.query] = bank.tracks.ids[matches.train]
         ages[matches.query] = bank.tracks.ages[matches.train] + 1
         fresh = np.flatnonzero(ids == 0)
-        ids[fresh] = np.arange(self._next_id, self._next_id + len(fresh), dtype=np.uint32)
-        self._next_id += len(fresh)
+        ids[fresh] = self._ids.take(len(fresh))
         return Tracks(ids, ages)
 
     def _update(self, features: Features, tracks: Tracks, bank: _Bank, matches: Matches) -> _Bank:

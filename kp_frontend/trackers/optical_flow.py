@@ -14,7 +14,7 @@ from kp_frontend.extractors.base import check_image
 from kp_frontend.features import Features, Matches, Tracks
 from kp_frontend.images import to_gray
 from kp_frontend.stereo import refine_disparities, search_rows
-from kp_frontend.trackers.base import Seen, Tracked, Tracker, TrackerConfig
+from kp_frontend.trackers.base import Seen, Tracked, Tracker, TrackerConfig, TrackIds
 
 FLOW = "gftt_lk"
 
@@ -31,11 +31,11 @@ class FlowTracker(Tracker):
         self.config = config or TrackerConfig()
         self.name = FLOW
         self.top_k = top_k
-        self._next_id = 1
+        self._ids = TrackIds()
         self.reset()
 
     def reset(self) -> None:
-        """Forget all tracks; ids are not used again."""
+        """Forget all tracks; see Tracker."""
         self._gray: np.ndarray | None = None
         self._keypoints = self._velocities = np.zeros((0, 2), np.float32)
         self._scores = np.zeros(0, np.float32)
@@ -72,11 +72,9 @@ class FlowTracker(Tracker):
         self, gray: np.ndarray, found: np.ndarray, rows: np.ndarray, fresh: np.ndarray, scores: np.ndarray
     ) -> None:
         """Go on from this picture, with the corners of `rows` at `found` and the `fresh` ones."""
-        ids = np.arange(self._next_id, self._next_id + len(fresh), dtype=np.uint32)
-        self._next_id += len(fresh)
         velocities = (found - self._keypoints[rows]) / (self._missed + 1)
         self._tracks = Tracks(
-            np.concatenate([self._tracks.ids[rows], ids]),
+            np.concatenate([self._tracks.ids[rows], self._ids.take(len(fresh))]),
             np.concatenate([self._tracks.ages[rows] + 1, np.ones(len(fresh), np.uint32)]).astype(np.uint32),
         )
         self._keypoints = np.concatenate([found, fresh])
