@@ -102,6 +102,10 @@ def test_a_bag_appears_whole_or_not_at_all(tmp_path):
     write(tmp_path / "bag", frames=2, overwrite=True)
     with open_bag(tmp_path / "bag") as bag:
         assert len(bag) == 2
+    with pytest.raises(InputError, match=r"cannot make folder .*bag\.db3"), BagWriter(
+        tmp_path / "bag" / "bag.db3" / "inner", CAMERA
+    ):
+        pass
     (tmp_path / "thesis").mkdir()
     with pytest.raises(InputError, match="no ROS 2 bag"):
         BagWriter(tmp_path / "thesis", CAMERA, overwrite=True)
@@ -251,6 +255,35 @@ def test_ground_truth_from_every_kind_of_topic_and_file(tmp_path):
         assert bag.ground_truth.positions.tolist() == [[4, 5, 7]]
     with pytest.raises(InputError, match=r"no topic /truth .*--ground-truth"):
         open_bag(path, ground_truth="/truth")
+    with pytest.raises(InputError, match=r"body_from_camera is .*nan.* expected seven finite numbers"):
+        open_bag(path, body_from_camera=(0, 0, np.nan, 0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["topic", "tum.txt", "kitti.txt", "euroc.csv"])
+def test_poses_that_are_not_finite_are_left_out_and_counted(tmp_path, name):
+    path, truth = tmp_path / "bag", None
+    with BagWriter(path, CAMERA) as bag:
+        for k in range(5):
+            made = pose(k)
+            made[0, 3] += {1: np.nan, 3: np.inf}.get(k, 0)
+            bag.write(k * PERIOD, PHOTO, world_from_camera=made)
+    if name != "topic":
+        rows = {"tum.txt": "{t} {k} 0 0 0 0 0 {w}", "kitti.txt": "1 0 0 {k} 0 {w} 0 0 0 0 1 0",
+                "euroc.csv": "{n},{k},0,0,{w},0,0,0"}
+        values = [{"t": k / 10, "n": k * PERIOD, "k": "inf" if k == 3 else k, "w": "nan" if k == 1 else 1}
+                  for k in range(5)]
+        truth = str(tmp_path / name)
+        Path(truth).write_text("\n".join(rows[name].format(**value) for value in values))
+    with open_bag(path, ground_truth=truth) as bag:
+        assert bag.ground_truth.stamps.tolist() == [0, 2 * PERIOD, 4 * PERIOD]
+        assert np.isfinite(bag.ground_truth.poses).all()
+        assert bag.warnings == ["2 of 5 poses of the ground truth are not finite and are left out"]
+    with BagWriter(tmp_path / "none", CAMERA) as bag:
+        made[2, 3] = np.nan
+        bag.write(0, PHOTO, world_from_camera=made)
+    with open_bag(tmp_path / "none") as bag:
+        assert bag.ground_truth is None
+        assert bag.warnings[0].startswith("1 of 1 poses of the ground truth")
 
 
 RAW = "sensor_msgs/msg/Image"

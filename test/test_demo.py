@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kp_frontend import demo
+from kp_frontend.errors import InputError
 from kp_frontend.replay import command, flight
 from kp_frontend.replay.bag import BagSequence
 
@@ -38,6 +39,13 @@ def test_an_interrupted_rendering_leaves_no_bag(tmp_path: Path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         demo.render_flight(tmp_path / "flight", SHORT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_rendering(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(flight.Flight, "view", lambda self, index: pytest.fail("rendered"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot make folder .*file"):
+        demo.main(["--output", str(tmp_path / "file")])
 
 
 def test_options_reach_replay(tmp_path: Path, monkeypatch):

@@ -99,6 +99,21 @@ def test_a_gap_is_no_pair():
     assert error.per_second.pairs == 10
 
 
+@pytest.mark.parametrize(("step", "pairs"), [(RATE // 2, 20), (RATE * 10, 39), (RATE * 15, 0), (RATE * 25, 0)])
+def test_a_pose_is_paired_with_one_about_a_second_later_or_with_none(step, pairs):
+    truth = walk(40, step)
+    off = truth.poses.copy()
+    off[1::2, 0, 3] += 0.3
+    error = evaluate(Trajectory(truth.stamps, off), truth, "se3")
+    assert error.per_frame.pairs == 39
+    assert error.per_frame.translation == pytest.approx(0.3, abs=0.01)
+    second = error.per_second
+    assert second.pairs == pairs
+    assert np.isnan([second.translation, second.rotation]).all() == (not pairs)
+    assert ("no two poses are one second (± 10 %) apart" in error.reason) == (not pairs)
+    assert relative_error(truth, truth, step // 2, step).pairs == 0  # the nearest is the pose itself
+
+
 def test_stamps_decide_who_belongs_to_whom():
     truth = walk(400, RATE // 10)
     estimate = Trajectory(truth.stamps[::10] + 4_000_000, truth.poses[::10])

@@ -118,6 +118,11 @@ def test_what_is_no_image_is_refused(bad):
         load_extractor("orb").extract(bad)
 
 
+def test_what_opencv_cannot_search_is_refused_in_one_line(photo):
+    with pytest.raises(InputError, match="orb:levels=8,scale=4: OpenCV cannot search an image of 400×300"):
+        load_extractor("orb:levels=8,scale=4").extract(photo)
+
+
 def test_a_mask_of_another_size_is_refused(photo):
     with pytest.raises(InputError, match="mask"):
         load_extractor("orb").extract(photo, np.ones((3, 3), np.uint8))
@@ -135,10 +140,13 @@ def test_specs():
         ("", "names no extractor"),
         ("orb:top_k", "'top_k' is not a new key=value"),
         ("orb:top_k=1,top_k=2", "not a new key=value"),
-        ("orb:top_k=0", "top_k is 0, expected at least 1"),
+        ("orb:top_k=0", "top_k is 0, expected 1 to 1000000"),
+        ("sift:top_k=10000000000", "top_k is 10000000000, expected 1 to 1000000"),
         ("orb:top_k=many", "top_k=many: expected a whole number"),
         ("orb:scale=nan", "scale=nan: expected a number"),
-        ("orb:levels=0", "levels ≥ 1"),
+        ("orb:levels=0", "levels in 1 … 32"),
+        ("orb:levels=33", "levels in 1 … 32"),
+        ("orb:scale=4.1", "scale above 1 and at most 4"),
         ("orb:size=3", "unknown setting of orb 'size'; choose one of: backend, fast_threshold, levels"),
         ("orb:backend=gpu", "backend=gpu: expected one of: auto, tensorrt"),
         ("sift:dedupe=maybe", "expected true or false"),

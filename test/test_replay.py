@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from skimage import data
 from kp_frontend.__main__ import main
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError
+from kp_frontend.isolated import Ended
+from kp_frontend.replay import session
 from kp_frontend.replay.bag import BagOptions, open_bag
 from kp_frontend.replay.bag_writer import BagWriter
 from kp_frontend.replay.feature_archive import read_features
@@ -172,6 +175,54 @@ def test_what_cannot_be_replayed_says_why_in_one_line(bag, tmp_path, capsys, arg
     assert said.startswith("error: ")
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--output", "FILE"], "cannot make folder .*file"),
+    (["--output", "OUT", "--json", "FILE/x.json"], "cannot make folder .*file"),
+    (["--output", "OUT", "--json", "FOLDER"], "--json .*folder is a folder, expected a file"),
+])
+def test_what_cannot_be_written_is_refused_before_the_work(bag, tmp_path, capsys, monkeypatch, options, message):
+    monkeypatch.setattr(session, "run_isolated", lambda *_: pytest.fail("ran"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    places = {"FILE": tmp_path / "file", "OUT": tmp_path / "out", "FOLDER": tmp_path / "folder"}
+    words = [re.sub("^(FILE|OUT|FOLDER)", lambda found: str(places[found[0]]), word) for word in options]
+    assert main(["replay", str(bag), "--features", "orb", *words]) == 2
+    assert re.fullmatch(f"error: {message}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("error", [Ended("gftt_lk", -9), MemoryError(), InputError("the node ended")])
+def test_features_that_cannot_be_run_do_not_cost_the_others(bag, tmp_path, capsys, monkeypatch, error):
+    def run(path, options, spec, *rest):
+        if spec == "gftt_lk":
+            raise error
+        return run_isolated(path, options, spec, *rest)
+
+    monkeypatch.setattr(session, "run_isolated", run)
+    message = str(error) or "out of memory"
+    out = tmp_path / "out"
+    assert main(["replay", str(bag), "--features", "gftt_lk", "orb", "--output", str(out), "--max-frames", "4"]) == 2
+    said = capsys.readouterr()
+    assert said.err == f"error: gftt_lk: {message}\n"
+    assert "orb" in said.out
+    content = json.loads((out / "results.json").read_text())
+    assert [entry["features"] for entry in content["results"]] == ["orb"]
+    assert content["failed"] == {"gftt_lk": message}
+    assert f"<li>gftt_lk: {message}</li>" in (out / "report.html").read_text()
+    assert main(["replay", str(bag), "--features", "gftt_lk", "--output", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"error: gftt_lk: {message}\n"
+    assert not (tmp_path / "none" / "results.json").exists()
+
+
+def test_a_trajectory_survives_its_evaluation(bag, tmp_path, monkeypatch):
+    def fail(*_):
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(session, "evaluate", fail)
+    with pytest.raises(np.linalg.LinAlgError):
+        main(["replay", str(bag), "--features", "orb", "--output", str(tmp_path / "out"), "--max-frames", "4"])
+    assert len(read_tum(tmp_path / "out" / "trajectories" / "orb.txt")) == 4
 
 
 def test_make_bag_and_replay_follow_a_real_camera(tmp_path):

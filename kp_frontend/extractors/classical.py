@@ -29,8 +29,9 @@ class OrbOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.levels < 1 or self.scale <= 1 or not 1 <= self.fast_threshold <= 254:
-            raise InputError(f"orb: expected levels ≥ 1, scale > 1 and fast_threshold in 1 … 254, got {self}")
+        if not 1 <= self.levels <= 32 or not 1 < self.scale <= 4 or not 1 <= self.fast_threshold <= 254:
+            raise InputError("orb: expected levels in 1 … 32, scale above 1 and at most 4, fast_threshold in 1 … 254, "
+                             f"got {self}")
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,7 @@ class ClassicalExtractor:
         check_image(image, mask)
         if min(image.shape[:2]) < _SMALLEST:
             return Features.empty(self.descriptor_size, self.metric)
-        gray, detector = to_gray(image), self._detectors.get()
-        if self._choose is not None:
-            kept = self._choose(detector.detect(gray, mask))[: self._top_k]
-            found, descriptors = detector.compute(gray, kept)
-        else:
-            found, descriptors = detector.detectAndCompute(gray, mask)
+        found, descriptors = self._detect(to_gray(image), mask)
         if not found:
             return Features.empty(self.descriptor_size, self.metric)
         count = len(found)
@@ -98,6 +94,18 @@ class ClassicalExtractor:
             np.fromiter((point.size for point in found), np.float32, count),
             np.fromiter((point.angle for point in found), np.float32, count) % np.float32(360),
         ).top_k(self._top_k)
+
+    def _detect(self, gray: np.ndarray, mask: np.ndarray | None) -> tuple[Sequence, np.ndarray]:
+        """OpenCV's keypoints and descriptors; InputError where it fails, as on a level of less than a pixel."""
+        detector = self._detectors.get()
+        try:
+            if self._choose is None:
+                return detector.detectAndCompute(gray, mask)
+            return detector.compute(gray, self._choose(detector.detect(gray, mask))[: self._top_k])
+        except cv2.error as error:
+            size = f"{gray.shape[1]}×{gray.shape[0]}"
+            raise InputError(f"{self.name}: OpenCV cannot search an image of {size} with these options ({error.err}); "
+                             "give others, as fewer levels, or a larger image") from None
 
 
 def _one_per_location(found: Sequence) -> list:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from kp_frontend.engines import Backend
 from kp_frontend.errors import InputError
 
+MOST = 1_000_000  # features an image: far more than there are; OpenCV overflows at 2³¹
+
 
 @dataclass(frozen=True)
 class Options:
@@ -19,8 +21,8 @@ class Options:
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise InputError(f"top_k is {self.top_k}, expected at least 1")
+        if not 1 <= self.top_k <= MOST:
+            raise InputError(f"top_k is {self.top_k}, expected 1 to {MOST}")
 
 
 @dataclass(frozen=True)

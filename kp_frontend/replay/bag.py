@@ -19,11 +19,10 @@ from kp_frontend.camera import CameraModel, baseline_from_camera_info
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.images import depth_from_compressed, depth_from_message, image_from_compressed, image_from_message
 from kp_frontend.pipeline import Frame
-from kp_frontend.quaternions import poses_from_quaternions
 from kp_frontend.replay.association import nearest, period
 from kp_frontend.replay.bag_recovery import recover
 from kp_frontend.replay.topics import MODES, choose_topics
-from kp_frontend.replay.trajectory import Trajectory, read_trajectory
+from kp_frontend.replay.trajectory import Trajectory, poses_from_rows, read_trajectory
 
 DECODERS: dict[tuple[str, bool], Callable[[Any], np.ndarray]] = {
     ("sensor_msgs/msg/Image", False): image_from_message,
@@ -56,6 +55,9 @@ class BagOptions:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise unknown_name("mode", self.mode, MODES)
+        if self.body_from_camera is not None and not np.isfinite(self.body_from_camera).all():
+            raise InputError(f"body_from_camera is {self.body_from_camera}, expected seven finite numbers: "
+                             "tx ty tz qx qy qz qw")
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,10 +290,16 @@ class BagSequence:
             truth = read_trajectory(Path(file), self.stamps)
         elif self.topics.ground_truth is not None:
             truth = self._read_truth_topic(self.topics.ground_truth)
-        if truth is not None and self.options.body_from_camera is not None:
-            values = np.array(self.options.body_from_camera, float)
-            truth = truth.moved_by(poses_from_quaternions(values[None, :3], values[None, 3:])[0])
-        return truth
+        if truth is None:
+            return None
+        finite = np.isfinite(truth.poses).all(axis=(1, 2))
+        if not finite.all():
+            self.warnings.append(f"{(~finite).sum()} of {len(truth)} poses of the ground truth are not finite and are "
+                                 "left out")
+            truth = truth.select(finite)
+        if self.options.body_from_camera is not None:
+            truth = truth.moved_by(poses_from_rows(np.array([self.options.body_from_camera], float))[0])
+        return truth if len(truth) else None
 
     def _read_truth_topic(self, topic: str) -> Trajectory | None:
         connections = [entry for entry in self._reader.connections if entry.topic == topic]
@@ -306,9 +314,8 @@ class BagSequence:
         if not rows:
             self.warnings.append(f"no ground truth: {topic} holds no message")
             return None
-        values = np.array(rows)
-        poses = poses_from_quaternions(values[:, :3], values[:, 3:])
-        return Trajectory.from_samples(np.array(stamps[: len(rows)]), poses, kind != "geometry_msgs/msg/PointStamped")
+        oriented = kind != "geometry_msgs/msg/PointStamped"
+        return Trajectory.from_samples(np.array(stamps[: len(rows)]), poses_from_rows(np.array(rows)), oriented)
 
 
 def _row(position: Any, rotation: Any | None = None) -> tuple[float, ...]:

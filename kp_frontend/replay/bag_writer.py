@@ -15,6 +15,7 @@ import numpy as np
 from kp_frontend.camera import CameraModel
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.quaternions import quaternions_from_poses
+from kp_frontend.resources import make_folders
 
 STORAGES = ("sqlite3", "mcap")
 VERSIONS = (8, 9)
@@ -29,7 +30,7 @@ class BagWriter:
     camera: calibration of the images.  baseline: metres to the right camera of a rectified pair.
     storage: ``sqlite3`` (every ROS 2 reads it) or ``mcap``.  version: 9, or 8 for Humble and Iron.
     compressed: JPEG images and compressedDepth PNG instead of raw messages.
-    overwrite: replace an existing bag; otherwise InputError.
+    overwrite: replace an existing bag; otherwise InputError, as where its folder cannot be made.
 
     Topics: ``/camera/image_raw``, ``/camera/camera_info``, ``/camera/depth/…``, ``/camera/right/…``, ``/ground_truth``.
     """
@@ -67,7 +68,7 @@ class BagWriter:
 
         self._store = get_typestore(Stores.ROS2_HUMBLE)
         self._types = self._store.types
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(self.path.parent)
         shutil.rmtree(self._partial, ignore_errors=True)
         # The data file inside is named after the folder, so the partial bag lies in a folder of its own.
         inner = self._partial / self.path.name

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command; returns 0, raises InputError."""
+    """Run the command; returns 0, raises InputError, at the end where only some features could not be run."""
     options = parser().parse_args(argv)
     for name, least in (("top_k", 1), ("max_frames", 1)):
         if getattr(options, name) is not None and getattr(options, name) < least:

@@ -12,6 +12,7 @@ from kp_frontend.replay.trajectory import Trajectory
 
 ALIGNMENTS = ("se3", "sim3")
 TOLERANCE = 20_000_000  # ns between a pose and its ground truth, as in TUM's tools
+SECOND = 10**9  # ns
 NAN = float("nan")
 
 
@@ -71,13 +72,18 @@ def evaluate(estimate: Trajectory, truth: Trajectory, alignment: str) -> Traject
         return TrajectoryError(alignment, poses=len(matched), path=path, reason=reason, truth=covered_truth)
     rmse = float(np.sqrt(np.mean(errors**2)))
     step = period(estimate.stamps)
+    frame = relative_error(aligned, reference, step, step // 2)
+    second = relative_error(aligned, reference, SECOND, min(step // 2, SECOND // 10))
+    absent = [what for what, error in (("one frame", frame), ("one second (± 10 %)", second)) if not error.pairs]
+    if not truth.oriented:
+        reason = "ground truth has positions only: no relative error"
+    elif absent:
+        reason = f"no two poses are {' or '.join(absent)} apart: no relative error there"
     return TrajectoryError(
         alignment, scale, len(matched), covered_truth.length, rmse,
         float(errors.mean()), float(np.median(errors)), float(errors.max()),
         100 * rmse / covered_truth.length if covered_truth.length > 0 else NAN,
-        relative_error(aligned, reference, step, step // 2), relative_error(aligned, reference, 10**9, step // 2),
-        "" if truth.oriented else "ground truth has positions only: no relative error",
-        matched.stamps, errors, aligned, covered_truth,
+        frame, second, reason, matched.stamps, errors, aligned, covered_truth,
     )
 
 
@@ -103,10 +109,11 @@ def relative_error(estimate: Trajectory, reference: Trajectory, distance: int, t
     """Error of the motion between poses that are `distance` ± `tolerance` nanoseconds apart.
 
     Both trajectories have the same stamps.  E = (Q_i⁻¹ Q_j)⁻¹ (P_i⁻¹ P_j) of Sturm et al., "A benchmark for the
-    evaluation of RGB-D SLAM systems", over every such pair, so that a gap in the estimate is no pair.
+    evaluation of RGB-D SLAM systems", over every such pair, so that a gap in the estimate is no pair; nor is a pose
+    with itself.
     """
     second = nearest(estimate.stamps, estimate.stamps + distance, tolerance)
-    first = np.flatnonzero(second >= 0)
+    first = np.flatnonzero(second > np.arange(len(second)))
     second = second[first]
     if not len(first) or not reference.oriented:
         return RelativeError()

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 
 from kp_frontend.errors import InputError
+from kp_frontend.isolated import Ended
 from kp_frontend.progress import Progress, progress_bar
 from kp_frontend.replay import provenance
 from kp_frontend.replay.bag import BagOptions, BagSequence
@@ -23,31 +24,49 @@ from kp_frontend.replay.report import Recording, write_report
 from kp_frontend.replay.result import RunResult
 from kp_frontend.replay.summary import Evaluation, accuracy_rows, cost_rows, table, write_json
 from kp_frontend.replay.trajectory import write_tum
+from kp_frontend.resources import make_folders
 from kp_frontend.terminal import show_line, table_console
 from kp_frontend.trackers import load_tracker
 
 _PLAIN_WIDTH = 240  # of tables that go to a file or a pipe
+_FOLDERS = ("trajectories", "overlays")
 
 
-def replay(options: argparse.Namespace, argv: list[str]) -> list[Evaluation]:
-    """Do what the `options` of command.py say; argv: as given, for the report.  Raises InputError."""
+def replay(options: argparse.Namespace, argv: list[str]) -> None:
+    """Do what the `options` of command.py say; argv: as given, for the report.
+
+    Raises InputError; where some features could not be run, after everything is written for the others.
+    """
     specs = list(dict.fromkeys(options.features))
     if len({_slug(spec) for spec in specs}) < len(specs):
         raise InputError(f"--features {' '.join(specs)}: two of them would write to files of the same name")
     for spec in specs:  # a wrong name should not come up after minutes
         load_tracker(spec, top_k=options.top_k, backend=options.backend)
+    if options.json is not None and options.json.is_dir():
+        raise InputError(f"--json {options.json} is a folder, expected a file to write")
     console = table_console(_PLAIN_WIDTH)
     with BagSequence(options.bag, _bag_options(options)) as sequence:
+        make_folders(*(options.output / name for name in _FOLDERS), options.json and options.json.parent)
         for warning in sequence.warnings:
             show_line(console, "note:", "yellow", warning)
-        evaluations = []
+        evaluations, failed = [], {}
         for spec in specs:
-            with progress_bar(spec) as bar:
-                run = _run(sequence, spec, options, bar.reach)
+            try:
+                with progress_bar(spec) as bar:
+                    run = _run(sequence, spec, options, bar.reach)
+            except (InputError, MemoryError, Ended) as error:
+                failed[spec] = str(error) or "out of memory"
+                continue
+            _write_run(options.output, run)  # first, so that an evaluation that fails does not cost the trajectory
             evaluations.append(_evaluate(sequence, run))
-            _write_run(options.output, run)
-        _finish(console, sequence, evaluations, options, argv)
-    return evaluations
+        if evaluations:
+            _finish(console, sequence, evaluations, failed, options, argv)
+    if failed:
+        raise InputError("; ".join(_failures(failed)))
+
+
+def _failures(failed: dict[str, str]) -> list[str]:
+    return [f"{spec}: {message}" for spec, message in failed.items()]
 
 
 def _bag_options(options: argparse.Namespace) -> BagOptions:
@@ -92,8 +111,6 @@ def _evaluate(sequence: BagSequence, run: RunResult) -> Evaluation:
 def _write_run(folder: Path, run: RunResult) -> None:
     """Trajectory and pictures of one run."""
     slug = _slug(run.features)
-    (folder / "trajectories").mkdir(parents=True, exist_ok=True)
-    (folder / "overlays").mkdir(exist_ok=True)
     if len(run.trajectory):
         write_tum(folder / "trajectories" / f"{slug}.txt", run.trajectory)
     for stamp, picture in run.overlays.items():
@@ -101,14 +118,16 @@ def _write_run(folder: Path, run: RunResult) -> None:
 
 
 def _finish(
-    console: Any, sequence: BagSequence, evaluations: list[Evaluation], options: argparse.Namespace, argv: list[str]
+    console: Any, sequence: BagSequence, evaluations: list[Evaluation], failed: dict[str, str],
+    options: argparse.Namespace, argv: list[str],
 ) -> None:
-    """Tables, results.json and the report."""
+    """Tables, results.json and the report; failed: features that could not be run, and why."""
     seconds = float(sequence.stamps[-1] - sequence.stamps[0]) * 1e-9
     recording = Recording(
         options.bag.resolve().name, sequence.mode, len(sequence), seconds,
         (sequence.camera.width, sequence.camera.height) if sequence.camera is not None else None,
-        sequence.ground_truth, tuple(sequence.warnings), ("python", "-m", "kp_frontend", "replay", *argv),
+        sequence.ground_truth, (*sequence.warnings, *_failures(failed)),
+        ("python", "-m", "kp_frontend", "replay", *argv),
     )
     if sequence.ground_truth is not None:
         write_tum(options.output / "trajectories" / "ground_truth.txt", sequence.ground_truth)
@@ -126,7 +145,7 @@ def _finish(
                       "seconds": recording.seconds, "topics": vars(sequence.topics), "warnings": sequence.warnings},
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
         "versions": provenance.versions(), "machine": provenance.machine(), "revision": provenance.revision(),
-        "results": [entry.to_json() for entry in evaluations],
+        "results": [entry.to_json() for entry in evaluations], "failed": failed,
     }
     for path in filter(None, (options.output / "results.json", options.json)):
         write_json(path, content)

@@ -112,12 +112,17 @@ def as_integers(nanoseconds: np.ndarray, path: Path) -> np.ndarray:
                          "and a header must begin with #") from None
 
 
+def poses_from_rows(rows: np.ndarray) -> np.ndarray:
+    """N×4×4 poses of N×7 tx ty tz qx qy qz qw; a row that is not finite has the position nan."""
+    finite = np.isfinite(rows).all(axis=1, keepdims=True)
+    whole = np.where(finite, rows, (np.nan, np.nan, np.nan, 0, 0, 0, 1))
+    return poses_from_quaternions(whole[:, :3], whole[:, 3:])
+
+
 def read_tum(path: Path) -> Trajectory:
     """Rows ``stamp tx ty tz qx qy qz qw``: seconds, metres, world_from_camera."""
     rows = read_rows(path, 8)
-    values = as_floats(rows[:, 1:], path)
-    poses = poses_from_quaternions(values[:, :3], values[:, 3:])
-    return Trajectory.from_samples(as_nanoseconds(rows[:, 0], path), poses)
+    return Trajectory.from_samples(as_nanoseconds(rows[:, 0], path), poses_from_rows(as_floats(rows[:, 1:], path)))
 
 
 def read_kitti(path: Path, stamps: np.ndarray) -> Trajectory:
@@ -133,10 +138,8 @@ def read_kitti(path: Path, stamps: np.ndarray) -> Trajectory:
 def read_euroc(path: Path) -> Trajectory:
     """EuRoC's csv: stamp in nanoseconds, position, quaternion w x y z of the body; further columns are ignored."""
     rows = read_rows(path, 8, ",")
-    values = as_floats(rows[:, 1:], path)
-    return Trajectory.from_samples(
-        as_integers(rows[:, 0], path), poses_from_quaternions(values[:, :3], values[:, [4, 5, 6, 3]])
-    )
+    values = as_floats(rows[:, 1:], path)[:, [0, 1, 2, 4, 5, 6, 3]]
+    return Trajectory.from_samples(as_integers(rows[:, 0], path), poses_from_rows(values))
 
 
 def read_trajectory(path: Path, stamps: np.ndarray) -> Trajectory:
