@@ -12,6 +12,7 @@ import numpy as np
 from kp_frontend.errors import InputError, unknown_name
 from kp_frontend.features import Features
 from kp_frontend.model_file import ModelMetadata
+from kp_frontend.settings import read_settings
 
 Outputs = Mapping[str, np.ndarray]
 Points = tuple[np.ndarray, np.ndarray]
@@ -41,6 +42,10 @@ class FullParameters:
     refine_radius: int = 0
     threshold: float = 0.0
 
+    def __post_init__(self) -> None:
+        if min(self.nms_radius, self.border, self.refine_radius) < 0:
+            raise InputError(f"expected nms_radius, border and refine_radius ≥ 0: {self}")
+
 
 @dataclass(frozen=True)
 class CellsParameters:
@@ -54,6 +59,10 @@ class CellsParameters:
     align_corners: bool = True
     threshold: float = 0.0
     nms_radius: int = 0
+
+    def __post_init__(self) -> None:
+        if self.cell < 1 or self.nms_radius < 0:
+            raise InputError(f"expected cell ≥ 1 and nms_radius ≥ 0: {self}")
 
 
 @dataclass(frozen=True)
@@ -94,16 +103,13 @@ class Decoder:
 def find_decoder(metadata: ModelMetadata, overrides: Mapping[str, Any]) -> tuple[Decoder, Any]:
     """The decoder that the metadata names, with its parameters; `overrides` win where they are not None.
 
-    Raises InputError for an unknown decoder or parameter.
+    Raises InputError for an unknown decoder or parameter, and for a value that a parameter cannot have.
     """
     if metadata.decoder not in DECODERS:
         raise unknown_name("decoder in the model's metadata", metadata.decoder, DECODERS)
     decoder = DECODERS[metadata.decoder]
     values = {**metadata.decoder_parameters, **{key: value for key, value in overrides.items() if value is not None}}
-    try:
-        return decoder, decoder.parameters(**values)
-    except TypeError as error:
-        raise InputError(f"parameters of decoder {metadata.decoder!r}: {error}") from error
+    return decoder, read_settings(f"decoder {metadata.decoder!r}", decoder.parameters, values)
 
 
 def further_inputs(metadata: ModelMetadata) -> tuple[str, ...]:

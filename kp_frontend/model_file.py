@@ -16,12 +16,18 @@ SCHEMA_VERSION = 1
 _PROPERTIES = 14  # metadata_props of onnx.proto's ModelProto: messages of a key (1) and a value (2)
 CHOICES = {
     "color": ("gray", "rgb"),
+    "metric": ("l2",),  # engines give float32, no bit strings
     "profile": ("dense", "sparse"),
     "input_dtype": ("float32", "uint8"),
     "precision": ("fp32", "fp16", "int8"),
     "quantized_for": ("", "cpu", "tensorrt"),
 }
 """Valid values of the metadata that name something."""
+_KINDS: dict[str, tuple[type, str]] = {
+    "str": (str, "a text"), "int": (int, "a whole number"), "dict": (dict, "an object of names and values"),
+}
+_LEAST = {"stride": 1, "size_multiple": 1, "descriptor_size": 0, "height": 0, "width": 0, "top_k": 0}
+_EXPORT_AGAIN = "export the model again with this version's `kp_training export`"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class ModelMetadata:
     method: name of the training method (``kp2d``).  variant: its preset and network (``v2-compact``).
     profile: ``dense`` (the runtime decodes maps) or ``sparse`` (keypoints come out of the graph).
     decoder: name in ``kp_frontend.decoding.DECODERS``; decoder_parameters: its keyword arguments.
-    stride: pixels per cell of the descriptor map.  descriptor_size, metric: as in Features.
+    stride: pixels per cell of the descriptor map.  descriptor_size: as in Features, 0 = the network only detects.
+    metric: as in Features.
     color: ``gray`` (1 channel) or ``rgb`` (3).  size_multiple: height and width are padded to it.
     height, width: the fixed input size, or 0 where it is dynamic.
     input_dtype: of the input ``image``: ``float32`` in [0, 1], or ``uint8``, normalised in the graph.
@@ -41,6 +48,7 @@ class ModelMetadata:
     checks: figures of the comparison with PyTorch at export, by name.
     data: what the network was trained on.  licence: of the weights.
     metrics: figures at export, by name.  revision: git revision of the code that exported it.
+    Raises InputError for a value of another type or out of range.
     """
 
     method: str
@@ -67,14 +75,28 @@ class ModelMetadata:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, (kind, expected) = getattr(self, entry.name), _KINDS[str(entry.type).partition("[")[0]]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise InputError(f"model metadata: {entry.name} is {value!r}, expected {expected}; {_EXPORT_AGAIN}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"model metadata: {name} is {getattr(self, name)}, expected at least {least}; {_EXPORT_AGAIN}"
+                )
+        if (self.height == 0) != (self.width == 0):
+            raise InputError(f"model metadata: height is {self.height} and width {self.width}, expected both or none "
+                             f"to be fixed; {_EXPORT_AGAIN}")
         for name, valid in CHOICES.items():
             if getattr(self, name) not in valid:
                 expected = " or ".join(repr(value) for value in valid)
-                raise InputError(f"model metadata: {name} is {getattr(self, name)!r}, expected {expected}")
+                raise InputError(
+                    f"model metadata: {name} is {getattr(self, name)!r}, expected {expected}; {_EXPORT_AGAIN}"
+                )
         if self.schema_version != SCHEMA_VERSION:
             raise InputError(
                 f"model metadata has schema version {self.schema_version}, this runtime reads {SCHEMA_VERSION}; "
-                "export the model again with this version's `kp_training export`"
+                + _EXPORT_AGAIN
             )
 
     @property
@@ -150,9 +172,11 @@ def _fields(data: bytes | mmap.mmap) -> Iterator[tuple[int, int, int]]:
 
 
 def _varint(data: bytes | mmap.mmap, place: int) -> tuple[int, int]:
-    """The number at `place`, seven bits a byte, and where it ends."""
+    """The number at `place`, seven bits a byte, and where it ends; ValueError for more than the 64 bits it may have."""
     value = shift = 0
     while True:
+        if shift > 63:
+            raise ValueError("no protobuf")
         byte = data[place]
         value |= (byte & 127) << shift
         place, shift = place + 1, shift + 7

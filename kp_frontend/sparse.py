@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kp_frontend.decoding import View, find_decoder
+from kp_frontend.decoding import Outputs, View, find_decoder
 from kp_frontend.errors import InputError
 from kp_frontend.features import Features
 from kp_frontend.model_file import ModelMetadata
@@ -37,6 +37,26 @@ def check_outputs(name: str, metadata: ModelMetadata, given: Collection[str]) ->
     if missing:
         raise InputError(f"{name}: the model lacks the outputs {sorted(missing)} of decoder {metadata.decoder!r}, "
                          f"{metadata.profile} profile; export it again")
+
+
+def check_descriptors(name: str, metadata: ModelMetadata, inputs: Outputs, outputs: Outputs) -> None:
+    """InputError unless the descriptors that `name` made of `inputs` have the shape that its metadata says."""
+    key = model_outputs(metadata)[-1]
+    height, width = inputs["image"].shape[2:]
+    expected: tuple[int, ...]
+    if "keypoints" in inputs:
+        expected = (1, inputs["keypoints"].shape[1], metadata.descriptor_size)
+    elif metadata.profile == "sparse":
+        expected = (1, metadata.top_k, metadata.descriptor_size)
+    else:
+        expected = (1, metadata.descriptor_size, height // metadata.stride, width // metadata.stride)
+    if outputs[key].shape != expected:
+        seen, wanted = ("×".join(map(str, shape)) for shape in (outputs[key].shape, expected))
+        raise InputError(
+            f"{name}: the model makes {key} {seen} of an image of {width}×{height}, but its metadata "
+            f"(descriptor_size {metadata.descriptor_size}, stride {metadata.stride}, top_k {metadata.top_k}) says "
+            f"{wanted}; export it again"
+        )
 
 
 def check_top_k(top_k: int) -> None:

@@ -224,6 +224,15 @@ def test_unknown_decoders_and_parameters_are_named():
         find_decoder(full_metadata(decoder_parameters={"radius": 3}), {})
 
 
+@pytest.mark.parametrize(("metadata", "name", "value"), [
+    (full_metadata, "nms_radius", "a"), (full_metadata, "nms_radius", -1), (full_metadata, "border", 0.5),
+    (full_metadata, "threshold", None), (cells_metadata, "cell", 0), (cells_metadata, "align_corners", "a"),
+])
+def test_parameters_that_cannot_be_are_named(metadata, name, value):
+    with pytest.raises(InputError, match=name):
+        find_decoder(metadata(decoder_parameters={name: value}), {})
+
+
 def test_peaks_match_opencv_corners():
     """The same strongest corners as cv2.goodFeaturesToTrack, which has its own suppression."""
     image = cv2.GaussianBlur((noise(60, 80) * 255).astype(np.uint8), (0, 0), 2)

@@ -53,7 +53,7 @@ class Gpu:
         monkeypatch.setattr(engine_build, "import_library", lambda: self.trt)
         monkeypatch.setattr(engine_build, "call_isolated", self.build)
         monkeypatch.setattr(cache, "build_plan", lambda *arguments, **options: b"plan")
-        monkeypatch.setattr(choice, "compare", lambda *found: SimpleNamespace(good=True))
+        monkeypatch.setattr(choice, "agreement_with", lambda *found: SimpleNamespace(good=True))
         monkeypatch.setattr(choice, "found_in", lambda *outputs: "features")
 
     def build(self, function, path, options, *, progress, stop):
@@ -220,7 +220,7 @@ def test_a_build_that_fails_is_said_once_and_the_node_goes_on(model, gpu, error)
 def test_an_engine_that_disagrees_is_not_taken(model, gpu, monkeypatch):
     gpu.go.set()
     engine, said, build = opened(model)
-    monkeypatch.setattr(choice, "compare", lambda *found: SimpleNamespace(good=False))
+    monkeypatch.setattr(choice, "agreement_with", lambda *found: SimpleNamespace(good=False))
     build.consider(64, 96)
     until(lambda: said.facts.get("engine_build", "").startswith("failed"))
     assert "finds something else than onnxruntime" in said.errors[0]

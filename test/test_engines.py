@@ -6,6 +6,7 @@ import logging
 import sys
 from dataclasses import replace
 from functools import partial
+from math import nan
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,7 +121,8 @@ def test_auto_takes_the_first_that_works_and_says_why(tiny, monkeypatch, caplog)
     choice = engine.choice
     assert engine.backend == choice.backend == "fake (GPU)"
     assert choice.reason == "the fastest that works here (tensorrt: no GPU: plug one in)"
-    assert choice.agreement == Agreement(choice.agreement.keypoints, 1.0, 0.0, pytest.approx(1.0))
+    one = pytest.approx(1.0)
+    assert choice.agreement == Agreement(choice.agreement.keypoints, 1.0, nan, 0.0, one, one)
     assert choice.agreement.keypoints > 100
     assert choice.warm_up_ms > 0
     assert "100.0 % of" in caplog.text
@@ -133,7 +135,14 @@ def test_auto_takes_openvino_where_there_is_no_gpu(tiny, monkeypatch):
     assert open_engine(tiny).backend == "openvino (CPU)"
 
 
-@pytest.mark.parametrize("change", [shifted, negated, blank])
+def some_zero(outputs):
+    """Descriptors of zeros on the right."""
+    descriptors = outputs["descriptors"].copy()
+    descriptors[..., int(0.6 * descriptors.shape[3]) :] = 0
+    return {**outputs, "descriptors": descriptors}
+
+
+@pytest.mark.parametrize("change", [shifted, negated, some_zero])
 def test_an_engine_that_disagrees_is_not_taken(tiny, monkeypatch, caplog, change):
     only(monkeypatch, cuda=lambda request: FakeEngine(request, change))
     engine = open_engine(tiny)
@@ -142,6 +151,18 @@ def test_an_engine_that_disagrees_is_not_taken(tiny, monkeypatch, caplog, change
     assert "keypoints within 1 px" in engine.choice.reason
     with pytest.raises(InputError, match=r"cuda: finds something else than onnxruntime: .* % of \d+ keypoints"):
         open_engine(tiny, "cuda")
+
+
+@pytest.mark.parametrize("output", ["scores", "descriptors"])
+@pytest.mark.parametrize("threshold", [0.2, 9.0])
+def test_what_is_no_number_never_agrees(tmp_path, monkeypatch, threshold, output):
+    """Not even where the model finds nothing in the synthetic image, as scores of NaN do."""
+    path = full_model(tmp_path / "tiny.onnx", full_metadata(decoder_parameters={"threshold": threshold}))
+    only(monkeypatch, cuda=FakeEngine)
+    assert (str(open_engine(path).choice.agreement) == "no keypoints to compare") == (threshold > 1)
+    only(monkeypatch, cuda=lambda request: FakeEngine(request, lambda outputs: {
+        **outputs, output: blank(outputs)[output]}))
+    assert "cuda: finds something else than onnxruntime: values that are no numbers" in open_engine(path).choice.reason
 
 
 class Shortened(FakeEngine):
@@ -168,6 +189,8 @@ def test_fewer_bits_are_taken_only_where_they_find_the_same(tiny, monkeypatch, c
     assert engine.backend == "exact"
     assert engine.choice.agreement.within_pixel == 1
     assert "short finds something else than onnxruntime (8" in caplog.text
+    monkeypatch.setattr("test_engines.fewer", some_zero)
+    assert open_engine(tiny, asked).backend == "exact"
     monkeypatch.setattr("test_engines.fewer", lambda outputs: outputs)
     assert open_engine(tiny, asked).backend == "short"
     install(monkeypatch, "onnxruntime", refuse("not installed"))
@@ -230,13 +253,33 @@ def test_agreement_of_hand_made_points():
     moved = expected[0] + np.array([[0.5, 0], [0, 0.9], [2, 0], [0, 0]], np.float32)
     turned = expected[1].copy()
     turned[3] = [0, 0, 0.6, 0.8]
-    assert compare(expected, (moved[::-1], turned[::-1])) == Agreement(4, 0.75, 0.5, 1.0)
-    assert compare(expected, (expected[0], -expected[1])) == Agreement(4, 1.0, 0.0, -1.0)
+    low = pytest.approx(0.84)  # of 0.8, 1 and 1, a fifth of the way from the first to the second
+    assert compare(expected, (moved[::-1], turned[::-1])) == Agreement(4, 0.75, 0.25, 0.5, 1.0, low)
+    assert compare(expected, (expected[0], -expected[1])) == Agreement(4, 1.0, 0.0, 0.0, -1.0, -1.0)
     assert not compare(expected, (expected[0] + np.float32(0.3), expected[1])).good  # half a pixel, as by align_corners
     nothing = np.zeros((0, 2), np.float32), np.zeros((0, 4), np.float32)
     assert not compare(expected, nothing).good
+    assert not compare(nothing, expected).good
+    assert str(compare(nothing, expected)) == "keypoints where it finds none"
     assert compare(nothing, nothing).good
     assert str(compare(nothing, nothing)) == "no keypoints to compare"
+
+
+def test_agreement_looks_at_what_the_engine_has_too_much_and_at_the_worst_descriptors():
+    random = np.random.default_rng(0)
+    points, descriptors = random.uniform(0, 600, (100, 2)).astype(np.float32), np.eye(100, dtype=np.float32)
+    false = points[:50] + np.float32([5000, 0])
+    more = np.concatenate([points, false]), np.concatenate([descriptors, descriptors[:50]])
+    assert compare((points, descriptors), more).extra == pytest.approx(1 / 3)
+    assert not compare((points, descriptors), more).good
+    assert compare((points, descriptors), (more[0][:130], more[1][:130])).good
+    zeros = descriptors.copy()
+    zeros[:15] = 0
+    assert compare((points, descriptors), (points, zeros)).cosine == 1
+    assert not compare((points, descriptors), (points, zeros)).good
+    cut = compare((points, descriptors), (more[0][20:120], more[1][20:120]), top_k=100)
+    assert cut.good
+    assert "extra" not in str(cut)
 
 
 def test_sparse_outputs_are_compared_without_their_padding():
@@ -287,6 +330,21 @@ def test_metadata_is_read_without_a_library(tiny):
 def test_a_model_without_metadata_says_how_to_export(tmp_path):
     with pytest.raises(InputError, match=r"no 'kp_frontend' metadata.*python -m kp_training export"):
         open_engine(full_model(tmp_path / "tiny.onnx", None))
+
+
+def test_a_number_without_an_end_is_no_onnx_file(tiny):
+    tiny.write_bytes(b"\xff" * 10_000_000)
+    with pytest.raises(InputError, match=r"not an ONNX file that can be run \(no protobuf\)"):
+        read_metadata(tiny)
+
+
+@pytest.mark.parametrize(("changes", "wanted"), [
+    ({"stride": 4}, "1×4×120×160"), ({"descriptor_size": 128}, "1×128×60×80"), ({"descriptor_size": 0}, "1×0×60×80"),
+])
+def test_descriptors_that_are_not_as_the_metadata_says_are_refused(tmp_path, changes, wanted):
+    path = full_model(tmp_path / "tiny.onnx", full_metadata(**changes))
+    with pytest.raises(InputError, match=rf"tiny\.onnx: .* descriptors 1×4×60×80 .* says {wanted}; export it again"):
+        open_engine(path, "onnxruntime")
 
 
 @pytest.mark.parametrize("backend", ["auto", "openvino", "onnxruntime"])

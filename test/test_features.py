@@ -84,3 +84,15 @@ GOOD = ModelMetadata("kp2d", "v2", "full", 64, 8).to_json()
 def test_metadata_that_is_not_ours_says_what_to_do(text, part):
     with pytest.raises(InputError, match=part):
         ModelMetadata.from_json(text, "m.onnx")
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("stride", "8"), ("stride", 0), ("stride", True), ("size_multiple", 0), ("size_multiple", "8"), ("height", "480"),
+    ("height", -8), ("height", 480), ("top_k", "5"), ("top_k", -1), ("descriptor_size", "64"), ("descriptor_size", -1),
+    ("decoder", ["a"]), ("decoder_parameters", [1]), ("metric", "zz"), ("checks", 3), ("color", ["gray"]),
+    ("schema_version", "1"),
+])
+def test_metadata_of_a_wrong_type_or_range_is_named(name, value):
+    text = json.dumps({**json.loads(GOOD), name: value})
+    with pytest.raises(InputError, match=rf"{name} is .*expected.*; export the model again"):
+        ModelMetadata.from_json(text, "m.onnx")

@@ -18,7 +18,7 @@ from tiny_models import full_metadata, full_model
 
 from kp_frontend.engines import EngineLost, Request, Unavailable, choice, onnxruntime, open_engine
 from kp_frontend.engines.cuda_driver import open_driver
-from kp_frontend.engines.parity import compare, found_in, sample_inputs
+from kp_frontend.engines.parity import agreement_with, compare, found_in, sample_inputs
 from kp_training.__main__ import main
 from kp_training.export.onnx import describe
 
@@ -92,7 +92,7 @@ def check_features(engine, path, height, width):
     outputs, metadata = expected_of(path, inputs)
     expected = found_in(outputs, inputs, metadata)
     for run in range(3):
-        agreement = compare(expected, found_in(engine.run(**inputs), inputs, metadata))
+        agreement = agreement_with(expected, engine.run(**inputs), inputs, metadata)
         assert agreement.good, f"run {run}, {width}×{height}: {agreement}"
 
 

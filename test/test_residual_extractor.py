@@ -194,7 +194,7 @@ def test_inputs_that_do_not_fit_the_metadata_are_refused(models, tmp_path):
     ("parameters", "options", "wrong"),
     [
         ({"detector": "orb"}, "", "unknown detector of .*'orb'; choose one of: rootsift, sift, surf"),
-        ({"radius": 3}, "", "parameters of decoder 'points'"),
+        ({"radius": 3}, "", "unknown setting of decoder 'points' 'radius'"),
         ({}, ":nms_radius=3", "unknown setting of .*'nms_radius'; choose one of: backend, contrast, threads, top_k"),
         ({}, ":threads=-1", "threads is -1"),
         ({}, ":contrast=high", "contrast=high: expected a number"),

@@ -12,10 +12,10 @@ import numpy as np
 
 from kp_frontend.engines.base import Engine, EngineLost, Request, Unavailable
 from kp_frontend.engines.cuda_driver import open_driver
-from kp_frontend.engines.parity import Agreement, Found, compare, found_in, sample_inputs
+from kp_frontend.engines.parity import Agreement, Found, agreement_with, found_in, sample_inputs
 from kp_frontend.errors import InputError
 from kp_frontend.model_file import ModelMetadata, read_metadata
-from kp_frontend.sparse import check_outputs
+from kp_frontend.sparse import check_descriptors, check_outputs
 
 # Backend → module with `load(request) -> Engine`, the fastest first; imported when it is asked for.
 BACKENDS = {
@@ -125,7 +125,9 @@ class Trial:
         Raises Unavailable where it cannot run, or finds something else; InputError where the file is bad.
         """
         engine, agreement, spent = self._run(backend, self._request)
-        if getattr(engine, "shortened", False) and (agreement is None or agreement.within_pixel < _SHORTENED):
+        if getattr(engine, "shortened", False) and (
+            agreement is None or not agreement.good or agreement.within_pixel < _SHORTENED
+        ):
             _LOG.info("%s: %s %s, so all bits are computed", self._request.path.name, engine.backend,
                       f"finds something else than onnxruntime ({agreement})" if agreement else "was not compared")
             engine, agreement, spent = self._run(backend, replace(self._request, exact=True))
@@ -146,10 +148,11 @@ class Trial:
                 outputs = engine.run(**self._inputs)  # the second run of a size is that of its CUDA graph
         except EngineLost as error:
             raise Unavailable(f"its first runs failed ({error})") from error
+        check_descriptors(request.path.name, engine.metadata, self._inputs, outputs)
         expected = None if backend == _REFERENCE else self._reference(engine.metadata)
         if expected is None:
             return engine, None, spent
-        return engine, compare(expected, found_in(outputs, self._inputs, engine.metadata)), spent
+        return engine, agreement_with(expected, outputs, self._inputs, engine.metadata), spent
 
     def _reference(self, metadata: ModelMetadata) -> Found | None:
         """What ONNX Runtime finds on the CPU; None where it, or the ONNX file of `metadata`, is not here."""
