@@ -11,7 +11,6 @@ import copy
 import errno
 import functools
 import os
-import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -209,20 +208,16 @@ def train(run: Run, images: Images, held_out: Images, device: str, minutes: floa
     _check_stored(run)
     # Here, not in the workers: one forked while OpenCV's threads live would wait for their lock for ever.
     cv2.setNumThreads(0)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a machine that shuts down asks as Ctrl-C does
     keeper = Keeper(run, minutes)
-    try:
-        for stage in run.stages:
-            if run.kept(stage.name).is_file():
-                continue
-            if not _train_stage(run, stage, machine, images, held_out, keeper):
-                return False
-            if stage is not run.stages[-1] and machine.rank == 0:
-                run.finish(stage)
-            if machine.processes > 1:
-                torch.distributed.barrier()  # the next stage reads what the first process has just put away
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    for stage in run.stages:
+        if run.kept(stage.name).is_file():
+            continue
+        if not _train_stage(run, stage, machine, images, held_out, keeper):
+            return False
+        if stage is not run.stages[-1] and machine.rank == 0:
+            run.finish(stage)
+        if machine.processes > 1:
+            torch.distributed.barrier()  # the next stage reads what the first process has just put away
     return True
 
 

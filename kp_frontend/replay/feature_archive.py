@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
+from kp_frontend.atomic import written_whole
 from kp_frontend.errors import InputError
 from kp_frontend.features import Features, Tracks
 
@@ -18,21 +18,18 @@ class FeatureArchive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._whole = written_whole(path)
 
     def __enter__(self) -> FeatureArchive:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._zip = zipfile.ZipFile(self._partial, "w", zipfile.ZIP_STORED)
+        self._zip = zipfile.ZipFile(self._whole.__enter__(), "w", zipfile.ZIP_STORED)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None,
     ) -> None:
         self._zip.close()
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink()
+        self._whole.__exit__(kind, error, trace)
 
     def add(self, stamp: int, features: Features, tracks: Tracks) -> None:
         """Append one frame."""

@@ -109,10 +109,10 @@ def _new_run(options: argparse.Namespace, overrides: dict[str, Any]) -> Any:
     values = _read_config(options.config) if options.config else {}
     name = options.method or values.pop("method", None)
     values.pop("method", None)
+    given = values.pop("data", None)
     if name is None:
         raise _which_method()
-    data = options.data or _data_specs(options.config, values.get("data")) or ["procedural"]
-    values.pop("data", None)
+    data = options.data or _data_specs(options.config, given) or ["procedural"]
     if options.run is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("several processes need one folder: give --run DIR")
     folder = options.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -51,20 +51,22 @@ def open_scenes(specs: Sequence[str], height: int, width: int) -> list[PosedScen
     Rooms are rendered at height×width, with the photographs of each ``photos:FOLDER`` on their walls.
     Raises InputError as `open_images` does.
     """
-    photos = [spec for spec in specs if spec.startswith("photos:")]
-    walls = open_images(photos) if photos else None
-    given = [(kind, argument) for kind, argument in _parse(specs) if kind in SCENE_SOURCES] or [("rooms", "")]
-    return [scene for kind, argument in given for scene in SCENE_SOURCES[kind](argument, height, width, walls)]
+    return [scene for _, scene in _scenes(specs, height, width)]
 
 
 def training_scenes(specs: Sequence[str], height: int, width: int) -> list[PosedScene]:
     """`open_scenes` without the frames that `open_images` holds out of them, where there are no photographs."""
-    scenes = open_scenes(specs, height, width)
-    if any(kind in IMAGE_SOURCES for kind, _ in _parse(specs)):
-        return scenes
-    recorded = {scene.identity for kind, argument in _parse(specs) if kind == "posed" for scene in _posed(argument)}
-    parts = [_part(scene, held_out=False) if scene.identity in recorded else scene for scene in scenes]
+    parted = () if any(kind in IMAGE_SOURCES for kind, _ in _parse(specs)) else ("posed",)
+    parts = [_part(scene, held_out=False) if kind in parted else scene for kind, scene in _scenes(specs, height, width)]
     return [scene for scene in parts if len(scene)]
+
+
+def _scenes(specs: Sequence[str], height: int, width: int) -> list[tuple[str, PosedScene]]:
+    """See `open_scenes`; each with the kind of its spec."""
+    photos = [spec for spec in specs if spec.startswith("photos:")]
+    walls = open_images(photos) if photos else None
+    given = [(kind, argument) for kind, argument in _parse(specs) if kind in SCENE_SOURCES] or [("rooms", "")]
+    return [(kind, scene) for kind, argument in given for scene in SCENE_SOURCES[kind](argument, height, width, walls)]
 
 
 def _part(scene: PosedScene, held_out: bool) -> PosedScene:

@@ -96,9 +96,10 @@ def choose_pose_setting(
             raise InputError(f"{option} {value}: expected at least 1")
     protocol = PRESETS[preset]
     chosen = size or protocol.size, top_k or protocol.top_k
-    changes = [f"--size {size}"] * (chosen[0] != protocol.size) + [f"--top-k {top_k}"] * (chosen[1] != protocol.top_k)
-    if preset in PUBLISHED and chosen in {row.setting for row in PUBLISHED[preset].rows.values()}:
-        changes = []
+    changes = []
+    if preset not in PUBLISHED or all(chosen != row.setting for row in PUBLISHED[preset].rows.values()):
+        changes += [f"--size {size}"] * (chosen[0] != protocol.size)
+        changes += [f"--top-k {top_k}"] * (chosen[1] != protocol.top_k)
     return PoseSetting(preset, *chosen, tuple(dict.fromkeys(solvers)), repeats, seed, ", ".join(changes))
 
 

@@ -19,7 +19,13 @@ from kp_frontend.features import Features
 from kp_frontend.matching import match
 from kp_training.data.overlap import pose_overlap
 from kp_training.data.posed import PosedFrame, PosedScene, evenly
-from kp_training.evaluation.scene_check.conventions import UNITS, combinations, from_one_place, read_as
+from kp_training.evaluation.scene_check.conventions import (
+    UNITS,
+    Convention,
+    combinations,
+    from_one_place,
+    read_as,
+)
 from kp_training.evaluation.scene_check.reprojection import (
     SHARE,
     Reprojected,
@@ -274,14 +280,14 @@ def _compare_lines(first: View, second: View, metric: bool) -> dict[str, float]:
 def _find_depth(first: View, second: View, ways: Sequence) -> list[tuple[int, int, int, int]]:
     """Rivals' counts of pixels; their depth agrees up to a share of it."""
     pixels, counts = spread_pixels(*first.thumbnail.image.shape[:2], FEW_PIXELS), []
+    still: dict[tuple[Convention, ...], int] = {}  # without motion no unit matters, and those without one come first
     for way in ways:
         frames = [read_as(view.thumbnail, way) for view in (first, second)]
         there = reproject(*frames, pixels)
-        agree = _agree(there)
-        still = 0
-        if any(convention in UNITS for convention in way):
-            still = _agree(reproject(frames[0], from_one_place(*frames), pixels)).sum()
-        counts.append((agree.sum(), (there.seen > 0).sum(), len(agree), still))
+        agree, plain = _agree(there), tuple(convention for convention in way if convention not in UNITS)
+        if way == plain:
+            still[plain] = _agree(reproject(frames[0], from_one_place(*frames), pixels)).sum()
+        counts.append((agree.sum(), (there.seen > 0).sum(), len(agree), 0 if way == plain else still[plain]))
     return counts
 
 
